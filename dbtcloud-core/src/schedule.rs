@@ -1,0 +1,4 @@
+//! Stub, being written.
+/// stub
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Schedule;

@@ -1,0 +1,2 @@
+//! The `dbtcloud` binary.
+fn main() {}

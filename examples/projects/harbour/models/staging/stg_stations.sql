@@ -1,0 +1,10 @@
+-- depends_on: {{ ref('stations') }}
+select
+    station_id,
+    station_name,
+    district,
+    docks,
+    latitude,
+    longitude,
+    opened_on
+from {{ source('operations', 'stations') }}
