@@ -254,7 +254,12 @@ impl<T: Entity> TryFrom<Row> for Record<T> {
     type Error = Error;
     fn try_from(row: Row) -> Result<Self> {
         let body = serde_json::from_value(row.body).map_err(|e| {
-            Error::corrupt(format!("{} {}: stored body not understood", T::KIND.noun(), row.id)).because(e)
+            Error::corrupt(format!(
+                "{} {}: stored body not understood",
+                T::KIND.noun(),
+                row.id
+            ))
+            .because(e)
         })?;
         Ok(Self {
             id: T::Id::from(row.id),
@@ -272,7 +277,12 @@ impl<T: Entity> TryFrom<Row> for Record<T> {
 ///
 /// # Errors
 /// `Invalid` when the body cannot be written as JSON.
-pub fn draft<T: Entity>(account: AccountId, body: &T, deleted: bool, at: Timestamp) -> Result<Draft> {
+pub fn draft<T: Entity>(
+    account: AccountId,
+    body: &T,
+    deleted: bool,
+    at: Timestamp,
+) -> Result<Draft> {
     Ok(Draft {
         kind: T::KIND,
         account,
@@ -281,8 +291,9 @@ pub fn draft<T: Entity>(account: AccountId, body: &T, deleted: bool, at: Timesta
         name: body.name().to_owned(),
         lookup: body.lookup().map(ToOwned::to_owned),
         deleted,
-        body: serde_json::to_value(body)
-            .map_err(|e| Error::new(ErrorKind::Invalid, "body cannot be written as JSON").because(e))?,
+        body: serde_json::to_value(body).map_err(|e| {
+            Error::new(ErrorKind::Invalid, "body cannot be written as JSON").because(e)
+        })?,
         at,
     })
 }
@@ -297,7 +308,11 @@ pub trait CatalogExt: Catalog {
         body: &T,
         at: Timestamp,
     ) -> impl Future<Output = Result<Record<T>>> + Send {
-        async move { self.insert(draft(account, body, false, at)?).await?.try_into() }
+        async move {
+            self.insert(draft(account, body, false, at)?)
+                .await?
+                .try_into()
+        }
     }
 
     /// The record that is not deleted. See [`Catalog::get`].
@@ -326,7 +341,9 @@ pub trait CatalogExt: Catalog {
     {
         async move {
             let draft = draft(record.account, &record.body, record.deleted, at)?;
-            self.update(record.id.into(), record.version, draft).await?.try_into()
+            self.update(record.id.into(), record.version, draft)
+                .await?
+                .try_into()
         }
     }
 

@@ -51,7 +51,12 @@ pub struct Error {
 impl Error {
     /// An error of `kind` about `what` (a noun and its id, and what was expected of it).
     pub fn new(kind: ErrorKind, what: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, what: what.into(), field: None, source: None }
+        Self {
+            kind,
+            what: what.into(),
+            field: None,
+            source: None,
+        }
     }
 
     /// `NotFound` for a noun and its id.

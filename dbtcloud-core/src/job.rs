@@ -136,7 +136,14 @@ impl Job {
     /// The kind that follows from the triggers (dbt Cloud's inference).
     pub fn inferred_type(&self) -> JobType {
         match self.triggers {
-            Triggers { github_webhook: true, .. } | Triggers { git_provider_webhook: true, .. } => JobType::Ci,
+            Triggers {
+                github_webhook: true,
+                ..
+            }
+            | Triggers {
+                git_provider_webhook: true,
+                ..
+            } => JobType::Ci,
             Triggers { on_merge: true, .. } => JobType::Merge,
             Triggers { schedule: true, .. } => JobType::Scheduled,
             _ => JobType::Other,
@@ -145,7 +152,9 @@ impl Job {
 
     /// The schedule, while it is in force.
     pub fn active_schedule(&self) -> Option<&Schedule> {
-        self.schedule.as_ref().filter(|_| self.triggers.schedule && !self.deactivated)
+        self.schedule
+            .as_ref()
+            .filter(|_| self.triggers.schedule && !self.deactivated)
     }
 
     /// Checks everything that can be checked without asking anybody.
@@ -164,7 +173,10 @@ impl Job {
             ));
         }
         if self.triggers.schedule && self.schedule.is_none() {
-            return Err(Error::invalid("schedule", "expected a schedule because triggers.schedule is true"));
+            return Err(Error::invalid(
+                "schedule",
+                "expected a schedule because triggers.schedule is true",
+            ));
         }
         Ok(())
     }
@@ -191,18 +203,27 @@ impl Entity for Job {
 /// `Invalid`, naming `field` and the step's position.
 pub fn validate_steps(field: &'static str, steps: &[String]) -> Result<()> {
     if steps.is_empty() || steps.len() > STEP_LIMIT {
-        return Err(Error::invalid(field, format!("expected 1 to {STEP_LIMIT} commands, got {}", steps.len())));
+        return Err(Error::invalid(
+            field,
+            format!("expected 1 to {STEP_LIMIT} commands, got {}", steps.len()),
+        ));
     }
     for (index, step) in steps.iter().enumerate() {
         let expected = |what: &str| Error::invalid(field, format!("command {}: {what}", index + 1));
         if step.len() > COMMAND_LIMIT_BYTES {
-            return Err(expected(&format!("expected at most {COMMAND_LIMIT_BYTES} bytes, got {}", step.len())));
+            return Err(expected(&format!(
+                "expected at most {COMMAND_LIMIT_BYTES} bytes, got {}",
+                step.len()
+            )));
         }
         if step.chars().any(|c| c.is_control()) {
             return Err(expected("expected one line without control characters"));
         }
-        if step.split_whitespace().next() != Some("dbt") || step.split_whitespace().nth(1).is_none() {
-            return Err(expected(&format!("expected a dbt command such as 'dbt build', got '{step}'")));
+        if step.split_whitespace().next() != Some("dbt") || step.split_whitespace().nth(1).is_none()
+        {
+            return Err(expected(&format!(
+                "expected a dbt command such as 'dbt build', got '{step}'"
+            )));
         }
     }
     Ok(())

@@ -23,7 +23,10 @@ pub struct Page {
 impl Page {
     /// A page; a limit above [`PAGE_LIMIT`] is cut to it.
     pub fn new(limit: u32, offset: u32) -> Self {
-        Self { limit: limit.min(PAGE_LIMIT), offset }
+        Self {
+            limit: limit.min(PAGE_LIMIT),
+            offset,
+        }
     }
 
     /// How many items at most.
@@ -39,7 +42,10 @@ impl Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self { limit: PAGE_LIMIT, offset: 0 }
+        Self {
+            limit: PAGE_LIMIT,
+            offset: 0,
+        }
     }
 }
 
@@ -58,6 +64,9 @@ impl<T> Paged<T> {
     /// # Errors
     /// The first error of `f`.
     pub fn try_map<U, E>(self, f: impl FnMut(T) -> Result<U, E>) -> Result<Paged<U>, E> {
-        Ok(Paged { items: self.items.into_iter().map(f).collect::<Result<_, _>>()?, total: self.total })
+        Ok(Paged {
+            items: self.items.into_iter().map(f).collect::<Result<_, _>>()?,
+            total: self.total,
+        })
     }
 }

@@ -20,7 +20,8 @@ mod vault;
 mod volume;
 
 pub use artifacts::{
-    ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange, ByteStream,
+    ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange,
+    ByteStream,
 };
 pub use catalog::Catalog;
 pub use clock::Clock;
@@ -31,8 +32,8 @@ pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
 pub use runs::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, Owner, Renewed,
-    RunChange, RunFilter, RunPatch, RunSort, Runs,
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk,
+    Owner, Renewed, RunChange, RunFilter, RunPatch, RunSort, RunState, Runs,
 };
 pub use schedules::{Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};
@@ -48,6 +49,16 @@ pub trait Storage:
 }
 
 impl<T> Storage for T where
-    T: Catalog + Journal + Leases + Logs + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
+    T: Catalog
+        + Journal
+        + Leases
+        + Logs
+        + Runs
+        + Schedules
+        + Sessions
+        + Tickets
+        + Send
+        + Sync
+        + 'static
 {
 }

@@ -1,11 +1,13 @@
 //! Runs: one execution of a job's commands.
 
+mod compose;
 mod queue;
 mod status;
 mod steps;
 
 use serde::{Deserialize, Serialize};
 
+pub use compose::Request;
 pub use queue::{Admission, Busy, Decision, Limits, QueueSnapshot, WaitReason, Waiting, admit};
 pub use status::{Illegal, RunEvent, RunStatus, StepEvent, StepStatus};
 pub use steps::{StepKind, StepPlan, plan_steps};

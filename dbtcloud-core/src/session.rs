@@ -51,14 +51,26 @@ pub enum SessionEvent {
 
 impl SessionEvent {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Started, Self::Suspend, Self::Suspended, Self::Resume, Self::Close, Self::Failed];
+    pub const ALL: [Self; 6] = [
+        Self::Started,
+        Self::Suspend,
+        Self::Suspended,
+        Self::Resume,
+        Self::Close,
+        Self::Failed,
+    ];
 }
 
 impl SessionStatus {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Starting, Self::Running, Self::Suspending, Self::Suspended, Self::Closed, Self::Failed];
+    pub const ALL: [Self; 6] = [
+        Self::Starting,
+        Self::Running,
+        Self::Suspending,
+        Self::Suspended,
+        Self::Closed,
+        Self::Failed,
+    ];
 
     /// The name it is stored by.
     pub const fn name(self) -> &'static str {
@@ -102,7 +114,9 @@ impl SessionStatus {
             (Self::Suspended, E::Resume) => Ok(Self::Starting),
             (Self::Starting | Self::Running, E::Suspended)
             | (Self::Suspending, E::Resume)
-            | (Self::Suspended, E::Started) => Err(Illegal::new("session", self.name(), &format!("{event:?}"))),
+            | (Self::Suspended, E::Started) => {
+                Err(Illegal::new("session", self.name(), &format!("{event:?}")))
+            }
         }
     }
 }

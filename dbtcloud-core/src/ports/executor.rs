@@ -40,7 +40,10 @@ impl std::fmt::Display for ExecutionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Run { run, attempt } => write!(f, "run-{run}-{attempt}"),
-            Self::Session { session, generation } => write!(f, "session-{session}-{generation}"),
+            Self::Session {
+                session,
+                generation,
+            } => write!(f, "session-{session}-{generation}"),
         }
     }
 }
@@ -48,7 +51,12 @@ impl std::fmt::Display for ExecutionId {
 impl std::str::FromStr for ExecutionId {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::invalid("execution", format!("expected run-N-N or session-N-N, got '{text}'"));
+        let bad = || {
+            Error::invalid(
+                "execution",
+                format!("expected run-N-N or session-N-N, got '{text}'"),
+            )
+        };
         let mut parts = text.split('-');
         let (kind, id, count) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(kind), Some(id), Some(count), None) => (kind, id, count),
@@ -57,8 +65,14 @@ impl std::str::FromStr for ExecutionId {
         let id: i64 = id.parse().map_err(|_| bad())?;
         let count: u32 = count.parse().map_err(|_| bad())?;
         match kind {
-            "run" => Ok(Self::Run { run: RunId::new(id), attempt: count }),
-            "session" => Ok(Self::Session { session: SessionId::new(id), generation: count }),
+            "run" => Ok(Self::Run {
+                run: RunId::new(id),
+                attempt: count,
+            }),
+            "session" => Ok(Self::Session {
+                session: SessionId::new(id),
+                generation: count,
+            }),
             _ => Err(bad()),
         }
     }

@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::page::{Direction, Page, Paged};
 use crate::run::{
-    Admission, Illegal, NewRun, NodeReport, QueueSnapshot, Run, RunEvent, RunStatus, RunStep, StepState,
+    Admission, Illegal, NewRun, NodeReport, QueueSnapshot, Run, RunEvent, RunStatus, RunStep,
+    StepState,
 };
 use crate::time::Timestamp;
 
@@ -99,6 +100,17 @@ pub struct Claimed {
     pub fence: Fence,
 }
 
+/// Where a run stands, without the rest of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunState {
+    /// Which run.
+    pub run: RunId,
+    /// Where it stands.
+    pub status: RunStatus,
+    /// Its attempt.
+    pub attempt: u32,
+}
+
 /// What a renewal tells of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Renewed {
@@ -124,8 +136,19 @@ impl RunChange {
     ///
     /// # Errors
     /// [`Illegal`] when the event cannot happen there.
-    pub fn new(from: RunStatus, event: RunEvent, patch: RunPatch, at: Timestamp) -> Result<Self, Illegal> {
-        Ok(Self { from, to: from.apply(event)?, event, patch, at })
+    pub fn new(
+        from: RunStatus,
+        event: RunEvent,
+        patch: RunPatch,
+        at: Timestamp,
+    ) -> Result<Self, Illegal> {
+        Ok(Self {
+            from,
+            to: from.apply(event)?,
+            event,
+            patch,
+            at,
+        })
     }
 
     /// What it must be now.
@@ -166,7 +189,10 @@ pub struct RunPatch {
 impl RunPatch {
     /// A patch that sets the message only.
     pub fn message(text: impl Into<String>) -> Self {
-        Self { message: Some(text.into()), ..Self::default() }
+        Self {
+            message: Some(text.into()),
+            ..Self::default()
+        }
     }
 }
 
@@ -267,6 +293,10 @@ pub trait Runs: Send + Sync {
     /// The newest run of each of these jobs.
     async fn newest(&self, account: AccountId, jobs: &[JobId]) -> Result<Vec<Run>>;
 
+    /// Status and attempt of these runs, whatever their account, for loops that hold execution names only.
+    /// Those that do not exist are left out.
+    async fn states(&self, ids: &[RunId]) -> Result<Vec<RunState>>;
+
     /// Steps of a run, by index.
     ///
     /// Errors: `NotFound` as for `get`.
@@ -297,7 +327,13 @@ pub trait Runs: Send + Sync {
 
     /// Takes over live runs whose lease expired before `now`: epoch counted up, status and attempt as they
     /// are; at most `limit`. With any number of callers each is taken over once.
-    async fn reclaim(&self, owner: &Owner, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Claimed>>;
+    async fn reclaim(
+        &self,
+        owner: &Owner,
+        now: Timestamp,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Claimed>>;
 
     /// Renews the leases of these driver fences. Those that were overtaken are left out of the answer; a
     /// run that ended is in it one more time or as often as it is asked for.
@@ -318,7 +354,13 @@ pub trait Runs: Send + Sync {
     /// that has ended or is `Cancelling` stays as it is. The message is kept when the status changes.
     ///
     /// Errors: `NotFound` as for `get`.
-    async fn request_cancel(&self, account: AccountId, id: RunId, message: &str, now: Timestamp) -> Result<Run>;
+    async fn request_cancel(
+        &self,
+        account: AccountId,
+        id: RunId,
+        message: &str,
+        now: Timestamp,
+    ) -> Result<Run>;
 
     /// Takes in an agent's report, whole or not at all: steps, nodes, log bytes, run status, heartbeat.
     /// A number that has been taken in already changes nothing and is `Ok`. An event that is illegal in

@@ -24,8 +24,14 @@ pub enum StepKind {
 
 impl StepKind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Clone, Self::Profile, Self::Deps, Self::Freshness, Self::Command, Self::Docs];
+    pub const ALL: [Self; 6] = [
+        Self::Clone,
+        Self::Profile,
+        Self::Deps,
+        Self::Freshness,
+        Self::Command,
+        Self::Docs,
+    ];
 
     /// The name it is stored by.
     pub const fn name(self) -> &'static str {
@@ -91,7 +97,11 @@ pub fn plan_steps(spec: &RunSpec, connection: &str) -> Vec<StepPlan> {
     if spec.source_freshness {
         steps.push((StepKind::Freshness, Some("dbt source freshness".to_owned())));
     }
-    steps.extend(spec.commands.iter().map(|command| (StepKind::Command, Some(command.clone()))));
+    steps.extend(
+        spec.commands
+            .iter()
+            .map(|command| (StepKind::Command, Some(command.clone()))),
+    );
     if spec.generate_docs {
         steps.push((StepKind::Docs, Some("dbt docs generate".to_owned())));
     }
@@ -103,7 +113,12 @@ pub fn plan_steps(spec: &RunSpec, connection: &str) -> Vec<StepPlan> {
                 (None, StepKind::Profile) => format!("Create profile from connection {connection}"),
                 (None, _) => "Clone git repository".to_owned(),
             };
-            StepPlan { index, name, kind, command }
+            StepPlan {
+                index,
+                name,
+                kind,
+                command,
+            }
         })
         .collect()
 }

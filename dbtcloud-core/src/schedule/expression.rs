@@ -1,15 +1,12 @@
-//! Five-field cron expressions, as crontab(5) has them.
-//!
-//! The text is checked field by field here, so that an error can name the field; the `cron` crate then
-//! expands the fields. It is given plain numbers only and never searches: see [`crate::schedule`] for why.
+//! Five-field cron expressions, as crontab(5) has them, and the sets they stand for.
 
 use std::fmt;
 use std::str::FromStr;
 
-use cron::TimeUnitSpec;
 use serde::{Deserialize, Serialize};
 
-use super::error::{Field, ScheduleError, cut};
+use super::error::{Field, ScheduleError};
+use super::parse::parse;
 
 /// Longest cron expression accepted, in bytes.
 pub const EXPRESSION_LIMIT: usize = 512;
@@ -118,219 +115,15 @@ impl Sets {
         !self.days_wild && !self.weekdays_wild
     }
 
-    fn ever_fires(&self) -> bool {
+    /// Whether any day of any year satisfies the day and month fields.
+    pub fn ever_fires(&self) -> bool {
         const LONGEST: [u32; 12] = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
         self.either_day()
             || self.last_day
             || (1..).zip(LONGEST).any(|(month, length)| {
-                self.months & (1 << month) != 0 && (1..=length).any(|day| self.days & (1 << day) != 0)
+                self.months & (1 << month) != 0
+                    && (1..=length).any(|day| self.days & (1 << day) != 0)
             })
-    }
-}
-
-struct Unit {
-    field: Field,
-    low: u32,
-    high: u32,
-    names: &'static [&'static str],
-}
-
-const MINUTE: Unit = Unit {
-    field: Field::Minute,
-    low: 0,
-    high: 59,
-    names: &[],
-};
-const HOUR: Unit = Unit {
-    field: Field::Hour,
-    low: 0,
-    high: 23,
-    names: &[],
-};
-const DAY: Unit = Unit {
-    field: Field::DayOfMonth,
-    low: 1,
-    high: 31,
-    names: &[],
-};
-const MONTH: Unit = Unit {
-    field: Field::Month,
-    low: 1,
-    high: 12,
-    names: &[
-        "JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC",
-    ],
-};
-const WEEKDAY: Unit = Unit {
-    field: Field::DayOfWeek,
-    low: 0,
-    high: 7,
-    names: &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"],
-};
-
-/// `low`, `low-high` or `low-high/step`, all inside the unit.
-struct Item {
-    low: u32,
-    high: u32,
-    step: u32,
-}
-
-impl Unit {
-    fn invalid(&self, value: &str, expected: impl Into<String>) -> ScheduleError {
-        ScheduleError::invalid(self.field, value, expected)
-    }
-
-    fn expected(&self) -> String {
-        match self.names {
-            [first, .., last] => format!("a number from {} to {} or a name from {first} to {last}", self.low, self.high),
-            _ => format!("a number from {} to {}", self.low, self.high),
-        }
-    }
-
-    fn number(&self, text: &str) -> Result<u32, ScheduleError> {
-        if let Some(at) = self.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
-            return Ok(self.low + u32::try_from(at).unwrap_or(0));
-        }
-        digits(text)
-            .filter(|number| (self.low..=self.high).contains(number))
-            .ok_or_else(|| self.invalid(text, self.expected()))
-    }
-
-    fn item(&self, text: &str) -> Result<Item, ScheduleError> {
-        let (range, step) = match text.split_once('/') {
-            Some((range, step)) => (range, Some(step)),
-            None => (text, None),
-        };
-        // Sunday counts once: the open end of `*` and `n/step` is Saturday.
-        let open_end = if self.field == Field::DayOfWeek { 6 } else { self.high };
-        let (low, high) = if range == "*" {
-            (self.low, open_end)
-        } else if let Some((low, high)) = range.split_once('-') {
-            let (low, mut high) = (self.number(low)?, self.number(high)?);
-            if self.field == Field::DayOfWeek && high == 0 && low > 0 {
-                high = 7;
-            }
-            if low > high {
-                return Err(self.invalid(text, "a range that goes up, or two ranges such as 22-23,0-5"));
-            }
-            (low, high)
-        } else {
-            let low = self.number(range)?;
-            (low, if step.is_some() { open_end.max(low) } else { low })
-        };
-        let step = match step {
-            None => 1,
-            Some(step) => digits(step)
-                .filter(|step| (1..=self.high).contains(step))
-                .ok_or_else(|| self.invalid(text, format!("a step from 1 to {} after the slash", self.high)))?,
-        };
-        Ok(Item { low, high, step })
-    }
-
-    /// The items of a field; `L` and `?` have been taken out by the caller.
-    fn items(&self, text: &str) -> Result<Vec<Item>, ScheduleError> {
-        text.split(',').map(|item| self.item(item)).collect()
-    }
-}
-
-fn digits(text: &str) -> Option<u32> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        text.parse().ok()
-    } else {
-        None
-    }
-}
-
-/// One field in the words of the `cron` crate: numbers, ranges and steps.
-fn spell(items: &[Item]) -> String {
-    let spelled: Vec<String> = items
-        .iter()
-        .map(|item| match item {
-            Item { low, high, .. } if low == high => low.to_string(),
-            Item { low, high, step: 1 } => format!("{low}-{high}"),
-            Item { low, high, step } => format!("{low}-{high}/{step}"),
-        })
-        .collect();
-    spelled.join(",")
-}
-
-/// Days of the week in the words of the `cron` crate, which counts Sunday as 1.
-fn spell_weekdays(items: &[Item]) -> String {
-    let spelled: Vec<String> = items
-        .iter()
-        .flat_map(|item| (item.low..=item.high).step_by(item.step as usize))
-        .map(|day| (day % 7 + 1).to_string())
-        .collect();
-    spelled.join(",")
-}
-
-fn is_wild(text: &str) -> bool {
-    text.starts_with(['*', '?'])
-}
-
-fn parse(text: &str) -> Result<Sets, ScheduleError> {
-    let fields: Vec<&str> = text.split(' ').collect();
-    let &[minute, hour, day, month, weekday] = fields.as_slice() else {
-        let found = if text.is_empty() { 0 } else { fields.len() };
-        return Err(ScheduleError::invalid(
-            Field::Expression,
-            text,
-            format!("five fields (minute, hour, day of month, month, day of week), found {found}"),
-        ));
-    };
-
-    let minutes = MINUTE.items(minute)?;
-    let hours = HOUR.items(hour)?;
-    let (numbered_days, last_day) = split_last_day(day);
-    let days = match numbered_days.as_str() {
-        "" => Vec::new(),
-        "?" => DAY.items("*")?,
-        numbered => DAY.items(numbered).map_err(|error| explain_day(error, day))?,
-    };
-    let months = MONTH.items(month)?;
-    let weekdays = WEEKDAY.items(if weekday == "?" { "*" } else { weekday })?;
-
-    let spelled_days = if days.is_empty() { "*".to_owned() } else { spell(&days) };
-    let translated = format!(
-        "0 {} {} {spelled_days} {} {}",
-        spell(&minutes),
-        spell(&hours),
-        spell(&months),
-        spell_weekdays(&weekdays)
-    );
-    let expanded = cron::Schedule::from_str(&translated).map_err(|_| {
-        ScheduleError::invalid(Field::Expression, text, "a five-field cron expression such as \"0 6 * * MON\"")
-    })?;
-
-    let sets = Sets {
-        minutes: expanded.minutes().iter().fold(0, |set, minute| set | 1 << minute),
-        hours: expanded.hours().iter().fold(0, |set, hour| set | 1 << hour),
-        days: if days.is_empty() { 0 } else { expanded.days_of_month().iter().fold(0, |set, day| set | 1 << day) },
-        last_day,
-        months: expanded.months().iter().fold(0, |set, month| set | 1 << month),
-        weekdays: expanded.days_of_week().iter().fold(0, |set, day| set | 1 << (day - 1)),
-        minute_wild: is_wild(minute),
-        days_wild: is_wild(day),
-        weekdays_wild: is_wild(weekday),
-    };
-    if sets.ever_fires() { Ok(sets) } else { Err(ScheduleError::NeverFires { value: cut(text) }) }
-}
-
-/// Takes `L` out of the list of days.
-fn split_last_day(day: &str) -> (String, bool) {
-    let numbered: Vec<&str> = day.split(',').filter(|item| !item.eq_ignore_ascii_case("L")).collect();
-    let last_day = numbered.len() < day.split(',').count();
-    (numbered.join(","), last_day)
-}
-
-/// Adds `L` to what a day of the month may be.
-fn explain_day(error: ScheduleError, day: &str) -> ScheduleError {
-    match error {
-        ScheduleError::Invalid { expected, value, .. } if expected == DAY.expected() => {
-            let value = if value.is_empty() { day } else { &value };
-            DAY.invalid(value, format!("{expected}, or L for the last day of the month"))
-        }
-        other => other,
     }
 }
 
@@ -399,7 +192,10 @@ mod tests {
     fn fields_expand_as_in_crontab() {
         assert_eq!(bits(sets("*/20 * * * *").minutes), [0, 20, 40]);
         assert_eq!(bits(sets("5/20 * * * *").minutes), [5, 25, 45]);
-        assert_eq!(bits(sets("10-30/7,59,00 * * * *").minutes), [0, 10, 17, 24, 59]);
+        assert_eq!(
+            bits(sets("10-30/7,59,00 * * * *").minutes),
+            [0, 10, 17, 24, 59]
+        );
         assert_eq!(bits(sets("0 9-17/4 * * *").hours), [9, 13, 17]);
         assert_eq!(bits(sets("0 0 * jan,Jun-AUG *").months), [1, 6, 7, 8]);
         assert_eq!(sets("* * * * *").minutes, ALL_MINUTES);
@@ -414,8 +210,14 @@ mod tests {
 
     #[test]
     fn sunday_is_0_and_7_and_sun() {
-        for text in ["0", "7", "SUN", "0,7", "sun", "0-0", "7-7", "*/7", "7/2", "SUN-SUN"] {
-            assert_eq!(bits(sets(&format!("0 0 * * {text}")).weekdays), [0], "{text}");
+        for text in [
+            "0", "7", "SUN", "0,7", "sun", "0-0", "7-7", "*/7", "7/2", "SUN-SUN",
+        ] {
+            assert_eq!(
+                bits(sets(&format!("0 0 * * {text}")).weekdays),
+                [0],
+                "{text}"
+            );
         }
         assert_eq!(bits(sets("0 0 * * 1").weekdays), [1]);
         assert_eq!(bits(sets("0 0 * * 5-7").weekdays), [0, 5, 6]);
@@ -430,8 +232,16 @@ mod tests {
     #[test]
     fn errors_name_the_field_and_what_was_expected() {
         for (text, field, message) in [
-            ("60 * * * *", Field::Minute, r#"minute "60": expected a number from 0 to 59"#),
-            ("0 24 * * *", Field::Hour, r#"hour "24": expected a number from 0 to 23"#),
+            (
+                "60 * * * *",
+                Field::Minute,
+                r#"minute "60": expected a number from 0 to 59"#,
+            ),
+            (
+                "0 24 * * *",
+                Field::Hour,
+                r#"hour "24": expected a number from 0 to 23"#,
+            ),
             (
                 "0 0 0 * *",
                 Field::DayOfMonth,
@@ -470,14 +280,52 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "", " ", "x", "@daily", "* * * *", "* * * * * *", "* * * * * * *", "0 0 * * MONDAY", "0 0 * * 5L",
-            "0 0 * * 5#2", "0 0 15W * *", "0 0 LW * *", "0 0 L-3 * *", "? * * * *", "* ? * * *", "* * * ? *",
-            "* * ?/2 * *", "* * 1,? * *", "** * * * *", "*-5 * * * *", "1,,2 * * * *", ",1 * * * *", "1, * * * *",
-            "1- * * * *", "-1 * * * *", "+1 * * * *", "1/ * * * *", "1/0 * * * *", "/5 * * * *", "1/2/3 * * * *",
-            "1-2-3 * * * *", "1.5 * * * *", "99999999999 * * * *", "0x1 * * * *", "١ * * * *", "0 0 * MON *",
-            "0 0 * * JAN", "0 JAN * * *", "0 0 ,L * *", "*5 * * * *", "0 0 * * -",
+            "",
+            " ",
+            "x",
+            "@daily",
+            "* * * *",
+            "* * * * * *",
+            "* * * * * * *",
+            "0 0 * * MONDAY",
+            "0 0 * * 5L",
+            "0 0 * * 5#2",
+            "0 0 15W * *",
+            "0 0 LW * *",
+            "0 0 L-3 * *",
+            "? * * * *",
+            "* ? * * *",
+            "* * * ? *",
+            "* * ?/2 * *",
+            "* * 1,? * *",
+            "** * * * *",
+            "*-5 * * * *",
+            "1,,2 * * * *",
+            ",1 * * * *",
+            "1, * * * *",
+            "1- * * * *",
+            "-1 * * * *",
+            "+1 * * * *",
+            "1/ * * * *",
+            "1/0 * * * *",
+            "/5 * * * *",
+            "1/2/3 * * * *",
+            "1-2-3 * * * *",
+            "1.5 * * * *",
+            "99999999999 * * * *",
+            "0x1 * * * *",
+            "١ * * * *",
+            "0 0 * MON *",
+            "0 0 * * JAN",
+            "0 JAN * * *",
+            "0 0 ,L * *",
+            "*5 * * * *",
+            "0 0 * * -",
         ] {
-            assert!(text.parse::<CronExpression>().is_err(), "{text:?} was accepted");
+            assert!(
+                text.parse::<CronExpression>().is_err(),
+                "{text:?} was accepted"
+            );
         }
         let long = format!("0{} * * * *", ",0".repeat(EXPRESSION_LIMIT));
         assert!(refusal(&long).1.contains("at most 512 bytes"));
@@ -485,10 +333,21 @@ mod tests {
 
     #[test]
     fn days_that_never_come_are_refused() {
-        for text in ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *", "0 0 30-31 FEB ?", "0 0 31 4 */2"] {
+        for text in [
+            "0 0 30 2 *",
+            "0 0 31 2,4,6,9,11 *",
+            "0 0 30-31 FEB ?",
+            "0 0 31 4 */2",
+        ] {
             assert!(refusal(text).1.contains("never fires"), "{text}");
         }
-        for text in ["0 0 29 2 *", "0 0 30 2 1", "0 0 31 2-3 *", "0 0 30,L 2 *", "0 0 L 2 *"] {
+        for text in [
+            "0 0 29 2 *",
+            "0 0 30 2 1",
+            "0 0 31 2-3 *",
+            "0 0 30,L 2 *",
+            "0 0 L 2 *",
+        ] {
             assert!(text.parse::<CronExpression>().is_ok(), "{text}");
         }
     }
@@ -497,7 +356,15 @@ mod tests {
     fn text_is_kept_but_for_white_space() {
         let expression: CronExpression = "\t5  */2\n* * Mon ".parse().unwrap();
         assert_eq!(expression.to_string(), "5 */2 * * Mon");
-        assert_eq!(serde_json::to_string(&expression).unwrap(), "\"5 */2 * * Mon\"");
-        assert!(serde_json::from_str::<CronExpression>("\"61 * * * *\"").unwrap_err().to_string().contains("minute"));
+        assert_eq!(
+            serde_json::to_string(&expression).unwrap(),
+            "\"5 */2 * * Mon\""
+        );
+        assert!(
+            serde_json::from_str::<CronExpression>("\"61 * * * *\"")
+                .unwrap_err()
+                .to_string()
+                .contains("minute")
+        );
     }
 }

@@ -1,0 +1,393 @@
+//! Driving one run: look at its execution, decide, act, record. Called again and again; every call does at
+//! most one thing and leaves the rest to the next.
+
+use std::time::Duration;
+
+use dbtcloud_core::catalog::{CatalogExt, Entity, Query, Record};
+use dbtcloud_core::job::{FAILURES_TO_DEACTIVATE, Job};
+use dbtcloud_core::page::PAGE_LIMIT;
+use dbtcloud_core::ports::{
+    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunFilter, RunPatch, TicketIssue,
+    Workload, WorkloadLimits,
+};
+use dbtcloud_core::run::{CauseCategory, Request, Run, RunEvent, RunStatus, Trigger};
+use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
+
+use crate::ControlPlane;
+use crate::desk::digest;
+use crate::plan;
+use crate::scheduler::Driven;
+use crate::vault::random_token;
+
+/// Bytes of randomness in a ticket.
+const TICKET_BYTES: usize = 32;
+/// What the driver allows beyond the agent's own time-out or grace before it steps in.
+const MARGIN: Duration = Duration::from_secs(15);
+/// How long an agent whose run has ended may take to exit by itself.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Whether a run needs driving again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It does.
+    Keep,
+    /// It ended, its execution is gone, its consequences are drawn.
+    Settled,
+}
+
+fn name_of(run: &Run) -> ExecutionId {
+    ExecutionId::Run {
+        run: run.id,
+        attempt: run.attempt,
+    }
+}
+
+/// Takes a run one step further.
+pub(crate) async fn drive(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
+    let run = &driven.run;
+    let seen = plane.executor().observe(name_of(run)).await?;
+    if run.status.is_terminal() {
+        return farewell(plane, driven, &seen).await;
+    }
+    match (&seen, run.status) {
+        (Observation::Absent, RunStatus::Starting) => start(plane, driven).await,
+        (Observation::Absent | Observation::Exited(_), _) => ended(plane, driven, &seen).await,
+        (Observation::Pending { .. } | Observation::Running { .. }, RunStatus::Cancelling) => {
+            insist(plane, driven).await
+        }
+        (Observation::Pending { reason }, _) => overdue(plane, driven, Some(reason)).await,
+        (Observation::Running { .. }, _) => overdue(plane, driven, None).await,
+    }
+}
+
+/// Starts the execution that is so named; a second start of the same name does nothing.
+async fn start(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
+    let run = &driven.run;
+    // Everything that can be wrong with the configuration is told by the run, not by a dead agent.
+    if let Err(error) = plan::make(plane, run).await {
+        return match error.kind() {
+            ErrorKind::Unavailable if !late(plane, run) => Err(error),
+            _ => {
+                fail(
+                    plane,
+                    driven,
+                    format!("The run cannot start: {}", error.chain()),
+                )
+                .await
+            }
+        };
+    }
+    let now = plane.clock().now();
+    let ticket = random_token(TICKET_BYTES)?;
+    let expires_at = now.plus(plane.config().provision_timeout);
+    let issue = TicketIssue {
+        ticket: digest(ticket.expose()),
+        account: run.new.account,
+        run: run.id,
+        attempt: run.attempt,
+        expires_at,
+    };
+    plane.tickets().issue(&issue).await?;
+    let launch = &plane.config().agent;
+    let id = name_of(run);
+    let mut environment = launch.environment.clone();
+    environment.insert("DBTCLOUD_SERVER".to_owned(), launch.server.clone());
+    environment.insert(
+        "DBTCLOUD_WORK_DIR".to_owned(),
+        launch.work_dir.join(id.to_string()).display().to_string(),
+    );
+    environment.insert(
+        "DBTCLOUD_CACHE_DIR".to_owned(),
+        launch.cache_dir.display().to_string(),
+    );
+    let lifetime = Duration::from_secs(run.new.spec.timeout_seconds)
+        .saturating_add(plane.config().provision_timeout)
+        .saturating_add(plane.config().grace.saturating_mul(4));
+    let spec = ExecutionSpec {
+        id,
+        account: run.new.account,
+        workload: Workload::Task,
+        command: launch.command.clone(),
+        environment,
+        ticket: Some(ticket),
+        mounts: Vec::new(),
+        limits: WorkloadLimits {
+            memory_bytes: None,
+            lifetime: Some(lifetime),
+        },
+    };
+    match plane.executor().start(&spec).await {
+        Ok(()) => Ok(Next::Keep),
+        Err(error) if error.kind() == ErrorKind::Unavailable && !late(plane, run) => Err(error),
+        Err(error) => {
+            fail(
+                plane,
+                driven,
+                format!("The run could not be started: {}", error.chain()),
+            )
+            .await
+        }
+    }
+}
+
+fn late(plane: &ControlPlane, run: &Run) -> bool {
+    let since = run.dequeued_at.unwrap_or(run.created_at);
+    plane.clock().now().since(since) > plane.config().provision_timeout
+}
+
+fn how(exit: &Exit) -> String {
+    let end = match (exit.code, exit.signal) {
+        _ if exit.out_of_memory => "was ended for using too much memory".to_owned(),
+        (_, Some(signal)) => format!("was killed by signal {signal}"),
+        (Some(code), None) => format!("ended with exit code {code}"),
+        (None, None) => "ended".to_owned(),
+    };
+    if exit.message.is_empty() {
+        end
+    } else {
+        format!("{end}: {}", exit.message)
+    }
+}
+
+/// The execution is gone while its run is not over: the run ends too.
+async fn ended(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Result<Next> {
+    // The agent's last report may have come in between; what it said counts.
+    let run = plane
+        .runs()
+        .get(driven.run.new.account, driven.run.id)
+        .await?;
+    if run.status.is_terminal() {
+        return Ok(Next::Keep);
+    }
+    let end = match seen {
+        Observation::Exited(exit) => how(exit),
+        _ => "is gone".to_owned(),
+    };
+    if run.status == RunStatus::Cancelling {
+        let said = run
+            .message
+            .clone()
+            .unwrap_or_else(|| "Cancelled.".to_owned());
+        let message =
+            format!("{said} Confirmed: nothing of the run is executing any more; its agent {end}.");
+        return change(plane, driven, &run, RunEvent::Stopped, message).await;
+    }
+    let message = if run.status == RunStatus::Starting {
+        format!("The run's agent {end} before it began.")
+    } else {
+        format!(
+            "The run's agent {end} before the run was over; its dbt processes were ended with it."
+        )
+    };
+    // What the agent started ends with its execution: removed before the run says so.
+    plane.executor().remove(name_of(&run)).await?;
+    change(plane, driven, &run, RunEvent::Failed, message).await
+}
+
+/// The run is to be stopped. The agent does it; if it does not in time, the executor does.
+async fn insist(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
+    let run = &driven.run;
+    let asked = run.cancel_requested_at.unwrap_or(run.updated_at);
+    let patience = plane.config().grace.saturating_add(MARGIN);
+    if run.started_at.is_none() || plane.clock().now().since(asked) > patience {
+        plane
+            .executor()
+            .cancel(name_of(run), plane.config().grace)
+            .await?;
+    }
+    Ok(Next::Keep)
+}
+
+/// The execution is there. It is ended when it does not begin, is silent, or takes too long.
+async fn overdue(
+    plane: &ControlPlane,
+    driven: &Driven,
+    waits_for: Option<&String>,
+) -> Result<Next> {
+    let run = &driven.run;
+    let (now, config) = (plane.clock().now(), plane.config());
+    if run.status == RunStatus::Starting {
+        if !late(plane, run) {
+            return Ok(Next::Keep);
+        }
+        plane
+            .executor()
+            .cancel(name_of(run), Duration::ZERO)
+            .await?;
+        let reason = waits_for.map_or("its agent did not report", String::as_str);
+        let limit = config.provision_timeout.as_secs();
+        return fail(
+            plane,
+            driven,
+            format!("The run did not begin within {limit} s: {reason}."),
+        )
+        .await;
+    }
+    let began = run.started_at.unwrap_or(run.created_at);
+    let limit = Duration::from_secs(run.new.spec.timeout_seconds);
+    if now.since(began) > limit.saturating_add(config.grace).saturating_add(MARGIN) {
+        let message = format!("Timed out after {} s.", limit.as_secs());
+        return change(plane, driven, run, RunEvent::CancelRequested, message).await;
+    }
+    if now.since(run.heartbeat_at.unwrap_or(began)) > config.heartbeat_timeout {
+        plane.executor().cancel(name_of(run), config.grace).await?;
+    }
+    Ok(Next::Keep)
+}
+
+async fn fail(plane: &ControlPlane, driven: &Driven, message: String) -> Result<Next> {
+    change(plane, driven, &driven.run, RunEvent::Failed, message).await
+}
+
+async fn change(
+    plane: &ControlPlane,
+    driven: &Driven,
+    run: &Run,
+    event: RunEvent,
+    message: String,
+) -> Result<Next> {
+    let now = plane.clock().now();
+    let change = RunChange::new(run.status, event, RunPatch::message(message), now)?;
+    plane.runs().change(&driven.fence, &change).await?;
+    plane.ring_report();
+    plane.ring_queue();
+    Ok(Next::Keep)
+}
+
+/// The run has ended: wait for its execution to leave, forget it, draw the consequences.
+async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Result<Next> {
+    let run = &driven.run;
+    let ended = run.finished_at.unwrap_or(run.updated_at);
+    let lingers = matches!(
+        seen,
+        Observation::Pending { .. } | Observation::Running { .. }
+    );
+    if lingers && plane.clock().now().since(ended) < FAREWELL {
+        return Ok(Next::Keep);
+    }
+    plane.executor().remove(name_of(run)).await?;
+    chain(plane, run).await?;
+    deactivate(plane, run).await?;
+    plane.metrics().run_ended(run.status);
+    plane
+        .runs()
+        .release(&[driven.fence], plane.clock().now())
+        .await?;
+    Ok(Next::Settled)
+}
+
+/// Starts the jobs that wait for the end of this one. The end of a run is an instant of its own, so that a
+/// second call queues nothing twice.
+async fn chain(plane: &ControlPlane, run: &Run) -> Result<()> {
+    let (Some(outcome), account) = (run.status.outcome(), run.new.account) else {
+        return Ok(());
+    };
+    let mut offset = 0;
+    loop {
+        let query = Query::new(Job::KIND, account);
+        let page = plane
+            .catalog()
+            .page::<Job>(&query, Page::new(PAGE_LIMIT, offset))
+            .await?;
+        let count = u32::try_from(page.items.len()).unwrap_or(u32::MAX);
+        for job in &page.items {
+            let waits = job.completion_trigger.as_ref().is_some_and(|trigger| {
+                let warned = outcome == dbtcloud_core::run::Outcome::Warned
+                    && trigger
+                        .outcomes
+                        .contains(&dbtcloud_core::run::Outcome::Success);
+                trigger.job == run.new.job && (trigger.outcomes.contains(&outcome) || warned)
+            });
+            if waits && !job.deactivated {
+                follow(plane, run, job).await?;
+            }
+        }
+        offset = offset.saturating_add(count);
+        if count < PAGE_LIMIT {
+            return Ok(());
+        }
+    }
+}
+
+async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()> {
+    let account = plane
+        .catalog()
+        .fetch(run.new.account, run.new.account)
+        .await?;
+    let environment = plane
+        .catalog()
+        .fetch(run.new.account, job.environment)
+        .await?;
+    let now = plane.clock().now();
+    let trigger = Trigger::new(
+        CauseCategory::JobCompletion,
+        &format!(
+            "Triggered by the end of run {} of job {}",
+            run.id, run.new.job
+        ),
+    );
+    let request = Request {
+        account: &account,
+        job,
+        environment: &environment,
+        trigger: &trigger,
+        scheduled_for: run.finished_at,
+        retry_of: None,
+        due_at: now,
+    };
+    match request.compose() {
+        Ok(new) => {
+            plane.runs().enqueue(&new, now).await?;
+            plane.ring_queue();
+        }
+        Err(error) => {
+            tracing::warn!(job = %job.id, error = %error.chain(), "chained job cannot be started");
+        }
+    }
+    Ok(())
+}
+
+/// Stops a job's triggers after too many failures in a row (dbt Cloud's rule).
+async fn deactivate(plane: &ControlPlane, run: &Run) -> Result<()> {
+    if run.status != RunStatus::Error {
+        return Ok(());
+    }
+    let filter = RunFilter {
+        job: Some(run.new.job),
+        direction: Direction::Descending,
+        ..RunFilter::default()
+    };
+    let newest = plane
+        .runs()
+        .list(
+            run.new.account,
+            &filter,
+            Page::new(FAILURES_TO_DEACTIVATE, 0),
+        )
+        .await?;
+    let failures = newest
+        .items
+        .iter()
+        .filter(|run| run.status == RunStatus::Error)
+        .count();
+    if failures < FAILURES_TO_DEACTIVATE as usize {
+        return Ok(());
+    }
+    let mut job = match plane
+        .catalog()
+        .fetch::<Job>(run.new.account, run.new.job)
+        .await
+    {
+        Ok(job) if !job.deactivated => job,
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    job.body.deactivated = true;
+    match plane.save_job(&job).await {
+        Ok(_) => tracing::warn!(job = %job.id, failures, "job deactivated after failures in a row"),
+        Err(error) if error.kind() == ErrorKind::Conflict => {}
+        Err(error) => return Err::<(), Error>(error),
+    }
+    Ok(())
+}

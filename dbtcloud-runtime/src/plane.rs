@@ -1,0 +1,343 @@
+//! [`ControlPlane`]: the ports and the operations on them that more than one door needs.
+
+mod jobs;
+mod live;
+mod logs;
+mod trigger;
+
+use std::sync::Arc;
+
+use dbtcloud_core::ports::{
+    Artifacts, Catalog, Clock, Executor, Journal, Leases, Logs, Owner, Runs, Schedules, Sessions,
+    Storage, Tickets, Vault, Volume,
+};
+use dbtcloud_core::{Error, Result};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use live::{LiveCursor, LiveEvent};
+pub use logs::{debug_log_path, log_path};
+pub use trigger::NotRetryable;
+
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::{cleanup, desk, scheduler};
+
+/// Which loops a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    /// Fires schedules, admits and drives runs.
+    pub scheduler: bool,
+    /// Runs the background chores.
+    pub cleanup: bool,
+}
+
+impl Roles {
+    /// All of them.
+    pub const ALL: Self = Self {
+        scheduler: true,
+        cleanup: true,
+    };
+    /// None: a process that only answers requests.
+    pub const NONE: Self = Self {
+        scheduler: false,
+        cleanup: false,
+    };
+}
+
+/// A control plane that runs in the background. Dropping it leaves it running; [`Running::stop`] ends it.
+#[derive(Debug)]
+pub struct Running {
+    shutdown: CancellationToken,
+    loops: tokio::task::JoinHandle<Result<()>>,
+    door: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Ends the loops and the door and waits for them. Executions go on.
+    ///
+    /// # Errors
+    /// `Unavailable` when a loop had panicked.
+    pub async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        let ended = |error: tokio::task::JoinError| {
+            Error::unavailable("the control plane's loops ended").because(error)
+        };
+        self.loops.await.map_err(ended)??;
+        match self.door {
+            Some(door) => door.await.map_err(ended),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Shared {
+    storage: Arc<dyn Storage>,
+    executor: Arc<dyn Executor>,
+    artifacts: Option<Arc<dyn Artifacts>>,
+    volume: Option<Arc<dyn Volume>>,
+    vault: Option<Arc<dyn Vault>>,
+    clock: Arc<dyn Clock>,
+    config: Config,
+    /// Rung when the queue may have changed. It says *look*, never what happened.
+    queue_bell: Notify,
+    /// Counts reports that were taken in, for live tails. It too only says *look*.
+    report_bell: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+/// A control plane. Cheap to clone; two of them in one process do not know of each other.
+#[derive(Clone)]
+pub struct ControlPlane {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlPlane")
+            .field("instance", &self.shared.config.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Puts a [`ControlPlane`] together. Storage, executor and config are needed; the rest is optional.
+pub struct Builder {
+    shared: Shared,
+}
+
+impl Builder {
+    /// Where runs leave their files. Without it artifacts are refused and runs go on.
+    #[must_use]
+    pub fn artifacts(mut self, artifacts: impl Artifacts + 'static) -> Self {
+        self.shared.artifacts = Some(Arc::new(artifacts));
+        self
+    }
+
+    /// Where working copies of develop sessions live.
+    #[must_use]
+    pub fn volume(mut self, volume: impl Volume + 'static) -> Self {
+        self.shared.volume = Some(Arc::new(volume));
+        self
+    }
+
+    /// What seals secrets. Without it nothing secret can be stored.
+    #[must_use]
+    pub fn vault(mut self, vault: impl Vault + 'static) -> Self {
+        self.shared.vault = Some(Arc::new(vault));
+        self
+    }
+
+    /// What time it is; the machine's clock when not said.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.shared.clock = Arc::new(clock);
+        self
+    }
+
+    /// The control plane. Nothing is started yet.
+    #[must_use]
+    pub fn build(self) -> ControlPlane {
+        ControlPlane {
+            shared: Arc::new(self.shared),
+        }
+    }
+}
+
+impl ControlPlane {
+    /// Begins to put a control plane together.
+    pub fn builder(
+        storage: impl Storage,
+        executor: impl Executor + 'static,
+        config: Config,
+    ) -> Builder {
+        Builder {
+            shared: Shared {
+                storage: Arc::new(storage),
+                executor: Arc::new(executor),
+                artifacts: None,
+                volume: None,
+                vault: None,
+                clock: Arc::new(SystemClock),
+                config,
+                queue_bell: Notify::new(),
+                report_bell: watch::channel(0).0,
+                metrics: Metrics::default(),
+            },
+        }
+    }
+
+    /// Everything that people edit.
+    pub fn catalog(&self) -> &dyn Catalog {
+        &*self.shared.storage
+    }
+
+    /// Runs.
+    pub fn runs(&self) -> &dyn Runs {
+        &*self.shared.storage
+    }
+
+    /// Clock hands.
+    pub fn schedules(&self) -> &dyn Schedules {
+        &*self.shared.storage
+    }
+
+    /// Step logs in the database. [`ControlPlane::step_log`] also reads those that were moved.
+    pub fn logs(&self) -> &dyn Logs {
+        &*self.shared.storage
+    }
+
+    /// What happened.
+    pub fn journal(&self) -> &dyn Journal {
+        &*self.shared.storage
+    }
+
+    /// Develop sessions.
+    pub fn sessions(&self) -> &dyn Sessions {
+        &*self.shared.storage
+    }
+
+    /// Agents' tickets.
+    pub fn tickets(&self) -> &dyn Tickets {
+        &*self.shared.storage
+    }
+
+    /// Named leases.
+    pub fn leases(&self) -> &dyn Leases {
+        &*self.shared.storage
+    }
+
+    /// What starts things.
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.shared.executor
+    }
+
+    /// Files of runs.
+    ///
+    /// # Errors
+    /// `Unavailable` when the control plane was built without.
+    pub fn artifacts(&self) -> Result<&dyn Artifacts> {
+        self.shared
+            .artifacts
+            .as_deref()
+            .ok_or_else(|| Error::unavailable("no artifact store is configured"))
+    }
+
+    /// Volumes.
+    ///
+    /// # Errors
+    /// `Unavailable` when the control plane was built without.
+    pub fn volume(&self) -> Result<&dyn Volume> {
+        self.shared
+            .volume
+            .as_deref()
+            .ok_or_else(|| Error::unavailable("no volume store is configured"))
+    }
+
+    /// What seals secrets.
+    ///
+    /// # Errors
+    /// `Unavailable` when the control plane was built without.
+    pub fn vault(&self) -> Result<&dyn Vault> {
+        self.shared
+            .vault
+            .as_deref()
+            .ok_or_else(|| Error::unavailable("no key is configured to seal secrets with"))
+    }
+
+    /// What time it is.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.shared.clock
+    }
+
+    /// What it was told.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// What it counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// This process, as leases name it.
+    pub fn owner(&self) -> Owner {
+        Owner::new(self.shared.config.instance.clone())
+    }
+
+    pub(crate) fn ring_queue(&self) {
+        self.shared.queue_bell.notify_one();
+    }
+
+    pub(crate) async fn queue_rung(&self) {
+        self.shared.queue_bell.notified().await;
+    }
+
+    pub(crate) fn ring_report(&self) {
+        self.shared
+            .report_bell
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub(crate) fn report_bell(&self) -> watch::Receiver<u64> {
+        self.shared.report_bell.subscribe()
+    }
+
+    /// The door of agents, `/agent/v1/…`, to be served where [`crate::config::AgentLaunch::server`] says.
+    pub fn agent_router(&self) -> axum::Router {
+        desk::router(self.clone())
+    }
+
+    /// Starts the agents' door (when agents come by a unix socket) and the loops, in the background.
+    ///
+    /// # Errors
+    /// `Unavailable` when the socket cannot be opened, with its path.
+    pub async fn start(&self, roles: Roles) -> Result<Running> {
+        let shutdown = CancellationToken::new();
+        let door = match self.config().agent.server.strip_prefix("unix:") {
+            Some(path) => {
+                let listener = desk::listen(std::path::Path::new(path)).await?;
+                let (router, shutdown) = (self.agent_router(), shutdown.clone());
+                Some(tokio::spawn(async move {
+                    let served = axum::serve(listener, router)
+                        .with_graceful_shutdown(shutdown.cancelled_owned());
+                    if let Err(error) = served.await {
+                        tracing::error!(%error, "the agents' door closed");
+                    }
+                }))
+            }
+            None => None,
+        };
+        let (plane, token) = (self.clone(), shutdown.clone());
+        let loops = tokio::spawn(async move { plane.run(roles, token).await });
+        Ok(Running {
+            shutdown,
+            loops,
+            door,
+        })
+    }
+
+    /// Runs the loops until `shutdown`. Runs that execute go on without it and are found again by the next
+    /// process: leases are given up on the way out.
+    ///
+    /// # Errors
+    /// None today: a loop that fails is logged and begins again.
+    pub async fn run(&self, roles: Roles, shutdown: CancellationToken) -> Result<()> {
+        let mut loops = tokio::task::JoinSet::new();
+        if roles.scheduler {
+            let (plane, shutdown) = (self.clone(), shutdown.clone());
+            loops.spawn(async move { scheduler::run(&plane, &shutdown).await });
+        }
+        if roles.cleanup {
+            let (plane, shutdown) = (self.clone(), shutdown.clone());
+            loops.spawn(async move { cleanup::run(&plane, &shutdown).await });
+        }
+        while let Some(ended) = loops.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a loop of the control plane ended");
+            }
+        }
+        shutdown.cancelled().await;
+        Ok(())
+    }
+}

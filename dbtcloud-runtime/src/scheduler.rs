@@ -1,0 +1,418 @@
+//! The scheduler: fires due schedules, admits queued runs, takes over abandoned ones and drives its own.
+//!
+//! A tick takes no input and converges the world; what fails is tried again by the next tick, never inside
+//! this one. Any number of schedulers may tick at the same time: storage decides every race.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use dbtcloud_core::account::Account;
+use dbtcloud_core::catalog::{CatalogExt, Record};
+use dbtcloud_core::environment::Environment;
+use dbtcloud_core::id::{AccountId, EnvironmentId, RunId};
+use dbtcloud_core::job::Job;
+use dbtcloud_core::ports::{Claimed, Fence, Fired, Firing, ScheduleEntry};
+use dbtcloud_core::run::{CauseCategory, Limits, Request, Run, Trigger, admit};
+use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
+use futures::{FutureExt, StreamExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::ControlPlane;
+use crate::driver::{self, Next};
+
+/// Hands that one tick takes at most.
+const DUE_PAGE: u32 = 500;
+/// Waiting runs of one account that one tick looks at.
+const WAITING_PER_ACCOUNT: u32 = 200;
+/// Runs that are driven side by side.
+const DRIVE_WIDTH: usize = 16;
+/// The least time between two ticks, so that many bells make few ticks.
+const TICK_GAP: Duration = Duration::from_millis(10);
+/// How long a loop that failed waits before it begins again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs ticks until `shutdown`, then gives up its leases.
+pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
+    let mut scheduler = Scheduler::new(plane.clone());
+    while !shutdown.is_cancelled() {
+        let ticked = AssertUnwindSafe(scheduler.tick()).catch_unwind().await;
+        let failed = match ticked {
+            Ok(Ok(_)) => false,
+            Ok(Err(error)) => {
+                plane.metrics().scheduler_failures.add(1);
+                tracing::warn!(error = %error.chain(), "scheduler tick failed; it is tried again");
+                true
+            }
+            Err(_) => {
+                plane.metrics().scheduler_failures.add(1);
+                tracing::error!("scheduler tick panicked; it is tried again");
+                true
+            }
+        };
+        let pause = if failed {
+            FAILURE_PAUSE
+        } else {
+            scheduler.pause().await
+        };
+        plane.clock().sleep(TICK_GAP).await;
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = plane.queue_rung(), if !failed => {}
+            () = plane.clock().sleep(pause) => {}
+        }
+    }
+    scheduler.retire().await;
+}
+
+/// What one tick did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Tick {
+    /// Schedules that fired.
+    pub fired: usize,
+    /// Runs taken out of the queue.
+    pub claimed: usize,
+    /// Runs taken over from a process that is gone.
+    pub reclaimed: usize,
+    /// Runs that ended and were settled.
+    pub settled: usize,
+}
+
+/// A run that this process drives.
+#[derive(Clone, Debug)]
+pub(crate) struct Driven {
+    pub run: Run,
+    pub fence: Fence,
+}
+
+/// One scheduler. [`ControlPlane::run`] runs one; tests and simulations tick their own.
+#[derive(Debug)]
+pub struct Scheduler {
+    plane: ControlPlane,
+    driven: BTreeMap<RunId, Driven>,
+}
+
+impl Scheduler {
+    /// A scheduler that drives nothing yet.
+    pub fn new(plane: ControlPlane) -> Self {
+        Self {
+            plane,
+            driven: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at everything once. See the module's text.
+    ///
+    /// # Errors
+    /// The first that storage answered; what was done before stays done.
+    pub async fn tick(&mut self) -> Result<Tick> {
+        let fired = self.fire_due().await?;
+        let lost = self.renew().await?;
+        for run in lost {
+            tracing::info!(%run, "run was taken over by another scheduler");
+            self.driven.remove(&run);
+        }
+        let reclaimed = self.reclaim().await?;
+        let claimed = self.admit().await?;
+        let settled = self.drive().await;
+        let metrics = self.plane.metrics();
+        metrics
+            .runs_driven
+            .set(i64::try_from(self.driven.len()).unwrap_or(i64::MAX));
+        metrics.ticked(self.plane.clock().now());
+        Ok(Tick {
+            fired,
+            claimed,
+            reclaimed,
+            settled,
+        })
+    }
+
+    /// How long nothing is due: until the next clock hand, and no longer than the poll interval.
+    async fn pause(&self) -> Duration {
+        let poll = self.plane.config().poll;
+        match self.plane.schedules().next().await {
+            Ok(Some(next)) => next.since(self.plane.clock().now()).min(poll),
+            Ok(None) => poll,
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "cannot tell when the next schedule is due");
+                poll
+            }
+        }
+    }
+
+    async fn fire_due(&self) -> Result<usize> {
+        let now = self.plane.clock().now();
+        let mut due = self.plane.schedules().due(now, DUE_PAGE).await?;
+        // Every scheduler begins elsewhere, so that they seldom race for the same hand.
+        let start = self
+            .plane
+            .config()
+            .instance
+            .bytes()
+            .fold(0usize, |sum, byte| sum.wrapping_mul(31) + byte as usize);
+        let length = due.len().max(1);
+        due.rotate_left(start % length);
+        let mut cache = Cache::default();
+        let mut fired = 0;
+        for entry in due {
+            match self.fire(&entry, now, &mut cache).await {
+                Ok(true) => fired += 1,
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
+                Err(error) => {
+                    tracing::warn!(job = %entry.job, error = %error.chain(), "schedule cannot fire");
+                }
+            }
+        }
+        Ok(fired)
+    }
+
+    /// Fires one hand: a run for the instant that is due, and the hand on to the first instant after now.
+    /// Instants that were missed meanwhile (the platform was down) are made up for by this one run.
+    async fn fire(&self, entry: &ScheduleEntry, now: Timestamp, cache: &mut Cache) -> Result<bool> {
+        let Some(seen) = entry.next_at else {
+            return Ok(false);
+        };
+        let job = match self
+            .plane
+            .catalog()
+            .fetch::<Job>(entry.account, entry.job)
+            .await
+        {
+            Ok(job) => job,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let off = ScheduleEntry {
+                    next_at: None,
+                    job_version: u64::MAX >> 1,
+                    ..entry.clone()
+                };
+                self.plane.schedules().put(&off, now).await?;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(schedule) = job
+            .active_schedule()
+            .filter(|_| job.version == entry.job_version)
+        else {
+            self.plane.set_hand(&job).await?;
+            return Ok(false);
+        };
+        let next = schedule.next_after(seen.max(now));
+        let trigger = Trigger::new(CauseCategory::Scheduled, "scheduled");
+        let account = cache.account(&self.plane, job.account).await?;
+        let environment = cache
+            .environment(&self.plane, job.account, job.environment)
+            .await?;
+        let request = Request {
+            account: &account,
+            job: &job,
+            environment: &environment,
+            trigger: &trigger,
+            scheduled_for: Some(seen),
+            retry_of: None,
+            due_at: seen,
+        };
+        let run = match request.compose() {
+            Ok(run) => Some(run),
+            Err(error) => {
+                tracing::warn!(job = %job.id, error = %error.chain(), "scheduled run cannot be made; instant passed over");
+                None
+            }
+        };
+        let firing = Firing {
+            job: job.id,
+            seen,
+            job_version: job.version,
+            next,
+            run,
+        };
+        let fired = self.plane.schedules().fire(&firing, now).await?;
+        let queued = matches!(fired, Fired::Queued(_));
+        if queued {
+            let lag = i64::try_from(now.since(seen).as_micros()).unwrap_or(i64::MAX);
+            self.plane.metrics().dispatch_lag_micros.set(lag);
+        }
+        Ok(queued)
+    }
+
+    /// Renews what it drives and learns where each run stands. Returns those that are another's now.
+    async fn renew(&mut self) -> Result<Vec<RunId>> {
+        if self.driven.is_empty() {
+            return Ok(Vec::new());
+        }
+        let fences: Vec<Fence> = self.driven.values().map(|driven| driven.fence).collect();
+        let until = self.plane.clock().now().plus(self.plane.config().lease);
+        let mut renewed: BTreeMap<RunId, Run> = self
+            .plane
+            .runs()
+            .renew(&fences, until)
+            .await?
+            .into_iter()
+            .map(|r| (r.run.id, r.run))
+            .collect();
+        let mut lost = Vec::new();
+        for (id, driven) in &mut self.driven {
+            match renewed.remove(id) {
+                Some(run) => driven.run = run,
+                None => lost.push(*id),
+            }
+        }
+        Ok(lost)
+    }
+
+    async fn reclaim(&mut self) -> Result<usize> {
+        let room = self.room();
+        if room == 0 {
+            return Ok(0);
+        }
+        let now = self.plane.clock().now();
+        let until = now.plus(self.plane.config().lease);
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let claimed = self
+            .plane
+            .runs()
+            .reclaim(&self.plane.owner(), now, until, limit)
+            .await?;
+        let count = claimed.len();
+        for one in &claimed {
+            tracing::info!(run = %one.run.id, status = one.run.status.name(), "run taken over");
+        }
+        self.take(claimed);
+        Ok(count)
+    }
+
+    async fn admit(&mut self) -> Result<usize> {
+        let now = self.plane.clock().now();
+        let snapshot = self.plane.runs().queue(now, WAITING_PER_ACCOUNT).await?;
+        let metrics = self.plane.metrics();
+        metrics
+            .queue_depth
+            .set(i64::try_from(snapshot.waiting.len()).unwrap_or(i64::MAX));
+        if snapshot.waiting.is_empty() {
+            return Ok(0);
+        }
+        let mut limits = Limits {
+            slots: BTreeMap::new(),
+            capacity: self.room(),
+        };
+        let mut cache = Cache::default();
+        for waiting in &snapshot.waiting {
+            if !limits.slots.contains_key(&waiting.account) {
+                let account = cache.account(&self.plane, waiting.account).await?;
+                limits.slots.insert(waiting.account, account.run_slots);
+            }
+        }
+        let decision = admit(&snapshot, &limits);
+        if decision.admitted.is_empty() {
+            return Ok(0);
+        }
+        let until = now.plus(self.plane.config().lease);
+        let claimed = self
+            .plane
+            .runs()
+            .claim(&self.plane.owner(), &decision.admitted, now, until)
+            .await?;
+        let count = claimed.len();
+        self.take(claimed);
+        Ok(count)
+    }
+
+    fn room(&self) -> usize {
+        self.plane
+            .config()
+            .run_capacity
+            .saturating_sub(self.driven.len())
+    }
+
+    fn take(&mut self, claimed: Vec<Claimed>) {
+        for Claimed { run, fence } in claimed {
+            self.driven.insert(run.id, Driven { run, fence });
+        }
+    }
+
+    /// Takes every driven run one step further. A failure concerns one run and is tried again.
+    async fn drive(&mut self) -> usize {
+        let plane = &self.plane;
+        let steps: Vec<(RunId, Result<Next>)> =
+            futures::stream::iter(self.driven.values().cloned())
+                .map(|driven| async move { (driven.run.id, driver::drive(plane, &driven).await) })
+                .buffer_unordered(DRIVE_WIDTH)
+                .collect()
+                .await;
+        let mut settled = 0;
+        for (run, step) in steps {
+            match step {
+                Ok(Next::Keep) => {}
+                Ok(Next::Settled) => {
+                    settled += 1;
+                    self.driven.remove(&run);
+                }
+                Err(error) if error.kind() == ErrorKind::Fenced => {
+                    tracing::info!(%run, "run was taken over by another scheduler");
+                    self.driven.remove(&run);
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    tracing::debug!(%run, error = %error.chain(), "run changed meanwhile; looked at again");
+                }
+                Err(error) => {
+                    tracing::warn!(%run, error = %error.chain(), "run cannot be driven now; tried again");
+                }
+            }
+        }
+        settled
+    }
+
+    /// Gives up all leases, so that another process may take over at once. Executions go on.
+    pub async fn retire(&mut self) {
+        let fences: Vec<Fence> = self.driven.values().map(|driven| driven.fence).collect();
+        self.driven.clear();
+        if fences.is_empty() {
+            return;
+        }
+        if let Err(error) = self
+            .plane
+            .runs()
+            .release(&fences, self.plane.clock().now())
+            .await
+        {
+            tracing::warn!(error = %error.chain(), "leases could not be given up; they expire");
+        }
+    }
+}
+
+/// What one tick has read already.
+#[derive(Default)]
+struct Cache {
+    accounts: BTreeMap<AccountId, Record<Account>>,
+    environments: BTreeMap<EnvironmentId, Record<Environment>>,
+}
+
+impl Cache {
+    async fn account(&mut self, plane: &ControlPlane, id: AccountId) -> Result<Record<Account>> {
+        if let Some(known) = self.accounts.get(&id) {
+            return Ok(known.clone());
+        }
+        let record = plane.catalog().fetch::<Account>(id, id).await?;
+        self.accounts.insert(id, record.clone());
+        Ok(record)
+    }
+
+    async fn environment(
+        &mut self,
+        plane: &ControlPlane,
+        account: AccountId,
+        id: EnvironmentId,
+    ) -> Result<Record<Environment>> {
+        if let Some(known) = self.environments.get(&id) {
+            return Ok(known.clone());
+        }
+        let record = plane.catalog().fetch::<Environment>(account, id).await?;
+        if record.account != account {
+            return Err(Error::not_found("environment", id));
+        }
+        self.environments.insert(id, record.clone());
+        Ok(record)
+    }
+}
