@@ -17,7 +17,7 @@
 //!
 //! [`EveryMinutes`] knows no zone and is always evenly spaced.
 //!
-//! Source: cron(8) of ISC cron (Vixie, also in cronie): special handling "only applies to jobs that run at a
+//! Source: cron(8) of cronie, after Vixie's ISC cron 4.1: special handling "only applies to jobs that run at a
 //! specific time and jobs that run with a granularity greater than one hour. Jobs that run more frequently are
 //! scheduled normally"; FreeBSD's `cron -s` words it the same way. Debian's cron(8) draws the line at any `*` in
 //! the hour or minute field, which would lose or double a run of `0 */6 * * *` where the clock changes at

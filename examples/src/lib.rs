@@ -1,1 +1,1 @@
-//! placeholder
+//! Runnable examples; see the targets in `Cargo.toml`.

@@ -1,1 +1,6 @@
-//! placeholder
+//! What the tests across crates share: a private PostgreSQL, and installations of the real binary.
+
+pub mod api;
+pub mod installation;
+pub mod processes;
+pub mod project;

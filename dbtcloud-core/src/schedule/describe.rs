@@ -140,7 +140,7 @@ fn members(set: u64) -> Vec<u32> {
 /// The step of an even division of a whole that starts at 0, such as 0, 15, 30, 45 of 60.
 fn step(members: &[u32], whole: u32) -> Option<u32> {
     let &[0, step, ..] = members else { return None };
-    let even = whole % step == 0
+    let even = whole.is_multiple_of(step)
         && members
             .iter()
             .copied()

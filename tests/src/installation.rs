@@ -1,0 +1,247 @@
+//! An installation of the real binary in a temporary directory, to be used, broken and looked at.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::{processes, project};
+
+/// How long a server may take to be ready or to stop.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// The binary under test, built before the tests by `cargo build --workspace --bins`.
+///
+/// # Panics
+/// When it has not been built.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().find(|folder| folder.join("dbtcloud").is_file());
+    folder.expect("build the binary first: cargo build --workspace --bins").join("dbtcloud")
+}
+
+/// An installation and, while it is up, its server.
+pub struct Installation {
+    directory: TempDir,
+    /// Warnings and errors that its log may have, as parts of lines.
+    pub expected: Vec<&'static str>,
+    arguments: Vec<String>,
+    listen: String,
+    server: Option<Child>,
+    api: Api,
+}
+
+impl Installation {
+    /// Bootstraps an embedded installation; nothing is started yet.
+    pub fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same, with more arguments for every command that takes a configuration.
+    ///
+    /// # Panics
+    /// When it cannot be bootstrapped.
+    pub fn with(arguments: &[&str]) -> Self {
+        let directory = tempfile::Builder::new().prefix("dbtcloud-test-").tempdir().unwrap();
+        share_environments(directory.path());
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut installation = Self {
+            directory,
+            expected: Vec::new(),
+            arguments,
+            listen: format!("127.0.0.1:{port}"),
+            server: None,
+            api: Api::new("", "", 0),
+        };
+        let output = installation
+            .command("bootstrap")
+            .args(["--json", "--account", "Test", "--email", "test@localhost"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "bootstrap: {}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let base = format!("http://{}", installation.listen);
+        installation.api =
+            Api::new(&base, said["token"].as_str().unwrap(), said["account_id"].as_i64().unwrap());
+        installation
+    }
+
+    /// A command of the binary on this installation.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(binary());
+        command.arg(name).arg("--data-dir").arg(self.path()).args(&self.arguments);
+        command.env("DBTCLOUD_UV", project::workspace().join(".cache/bin/uv"));
+        command
+    }
+
+    /// Its data directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A client.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Where the server's log is.
+    pub fn log(&self) -> PathBuf {
+        self.path().join("server.log")
+    }
+
+    /// Starts the server and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it is not ready in time.
+    pub async fn start(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let child = self
+            .command("serve")
+            .args(["--listen", &self.listen])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.server = Some(child);
+        let began = Instant::now();
+        let ready = format!("http://{}/readyz", self.listen);
+        loop {
+            match reqwest::get(&ready).await {
+                Ok(answer) if answer.status().is_success() => return,
+                _ => {}
+            }
+            let gone = self.server.as_mut().unwrap().try_wait().unwrap();
+            let said = || std::fs::read_to_string(self.log()).unwrap_or_default();
+            assert!(gone.is_none(), "the server ended with {gone:?}: {}", said());
+            assert!(began.elapsed() < LIMIT, "the server was not ready: {}", said());
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The server's process id.
+    ///
+    /// # Panics
+    /// When it is not up.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.server.as_ref().unwrap().id()).unwrap()
+    }
+
+    /// Ends the server as a crash would.
+    ///
+    /// # Panics
+    /// When it is not up.
+    pub fn kill_server(&mut self) {
+        let mut server = self.server.take().unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// Asks the server to stop, waits for it, and holds its log to the rule: no unexpected warning.
+    ///
+    /// # Panics
+    /// When it does not stop or its log has a warning or error that is not expected.
+    pub async fn stop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            kill(Pid::from_raw(i32::try_from(server.id()).unwrap()), Signal::SIGTERM).unwrap();
+            let began = Instant::now();
+            while server.try_wait().unwrap().is_none() {
+                assert!(began.elapsed() < LIMIT, "the server did not stop");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let unexpected: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked"))
+            .filter(|line| !self.expected.iter().any(|part| line.contains(part)))
+            .collect();
+        assert!(unexpected.is_empty(), "unexpected in the server's log: {unexpected:#?}");
+    }
+
+    /// Processes that belong to this installation, the server left out.
+    pub fn processes(&self) -> Vec<processes::Process> {
+        let server = self.server.as_ref().map(Child::id);
+        processes::of(self.path()).into_iter().filter(|process| Some(process.pid as u32) != server).collect()
+    }
+
+    /// Creates everything that a job on DuckDB needs, through the API. The job's id.
+    pub async fn job(&self, repository: &str, commands: &[&str]) -> i64 {
+        let warehouse = self.path().join("warehouse.duckdb").display().to_string();
+        let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": warehouse}});
+        let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
+        self.job_on(repository, commands, &connection, &credentials, &json!({})).await
+    }
+
+    /// The same on any connection; `more` is merged into the job.
+    ///
+    /// # Panics
+    /// When the API refuses something.
+    pub async fn job_on(
+        &self,
+        repository: &str,
+        commands: &[&str],
+        connection: &Value,
+        credentials: &Value,
+        more: &Value,
+    ) -> i64 {
+        let api = &self.api;
+        let id = |value: Value| value["id"].as_i64().unwrap();
+        let project = id(api.post("v3/accounts/{a}/projects/", &json!({"name": "Test"})).await);
+        let of_project = format!("v3/accounts/{{a}}/projects/{project}");
+        let repository = json!({"project_id": project, "remote_url": repository, "git_clone_strategy": "deploy_key"});
+        let repository = id(api.post(&format!("{of_project}/repositories/"), &repository).await);
+        let mut whole = api.get(&format!("{of_project}/")).await;
+        whole["repository_id"] = json!(repository);
+        api.post(&format!("{of_project}/"), &whole).await;
+        let connection = id(api.post("v3/accounts/{a}/connections/", connection).await);
+        let mut credentials = credentials.clone();
+        credentials["project_id"] = json!(project);
+        let credentials = id(api.post(&format!("{of_project}/credentials/"), &credentials).await);
+        let environment = json!({
+            "name": "Production", "type": "deployment", "deployment_type": "production", "dbt_version": "latest",
+            "connection_id": connection, "credentials_id": credentials, "project_id": project,
+        });
+        let environment = id(api.post(&format!("{of_project}/environments/"), &environment).await);
+        let mut job = json!({
+            "project_id": project, "environment_id": environment, "name": "Test job", "execute_steps": commands,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            job[name] = value.clone();
+        }
+        id(api.post("v2/accounts/{a}/jobs/", &job).await)
+    }
+}
+
+impl Default for Installation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        processes::end(self.path());
+    }
+}
+
+/// dbt environments are the same for every installation: they are made once per checkout.
+fn share_environments(data: &Path) {
+    let shared = project::workspace().join(".cache/dbt-envs");
+    std::fs::create_dir_all(&shared).unwrap();
+    let cache = data.join("cache");
+    std::fs::create_dir_all(&cache).unwrap();
+    std::os::unix::fs::symlink(shared, cache.join("environments")).unwrap();
+}
