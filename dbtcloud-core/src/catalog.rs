@@ -254,12 +254,7 @@ impl<T: Entity> TryFrom<Row> for Record<T> {
     type Error = Error;
     fn try_from(row: Row) -> Result<Self> {
         let body = serde_json::from_value(row.body).map_err(|e| {
-            Error::corrupt(format!(
-                "{} {}: stored body not understood",
-                T::KIND.noun(),
-                row.id
-            ))
-            .because(e)
+            Error::corrupt(format!("{} {}: stored body not understood", T::KIND.noun(), row.id)).because(e)
         })?;
         Ok(Self {
             id: T::Id::from(row.id),
@@ -277,12 +272,7 @@ impl<T: Entity> TryFrom<Row> for Record<T> {
 ///
 /// # Errors
 /// `Invalid` when the body cannot be written as JSON.
-pub fn draft<T: Entity>(
-    account: AccountId,
-    body: &T,
-    deleted: bool,
-    at: Timestamp,
-) -> Result<Draft> {
+pub fn draft<T: Entity>(account: AccountId, body: &T, deleted: bool, at: Timestamp) -> Result<Draft> {
     Ok(Draft {
         kind: T::KIND,
         account,
@@ -291,9 +281,8 @@ pub fn draft<T: Entity>(
         name: body.name().to_owned(),
         lookup: body.lookup().map(ToOwned::to_owned),
         deleted,
-        body: serde_json::to_value(body).map_err(|e| {
-            Error::new(ErrorKind::Invalid, "body cannot be written as JSON").because(e)
-        })?,
+        body: serde_json::to_value(body)
+            .map_err(|e| Error::new(ErrorKind::Invalid, "body cannot be written as JSON").because(e))?,
         at,
     })
 }
@@ -308,11 +297,7 @@ pub trait CatalogExt: Catalog {
         body: &T,
         at: Timestamp,
     ) -> impl Future<Output = Result<Record<T>>> + Send {
-        async move {
-            self.insert(draft(account, body, false, at)?)
-                .await?
-                .try_into()
-        }
+        async move { self.insert(draft(account, body, false, at)?).await?.try_into() }
     }
 
     /// The record that is not deleted. See [`Catalog::get`].
@@ -331,28 +316,18 @@ pub trait CatalogExt: Catalog {
     }
 
     /// Writes a record back; its version must be the stored one. See [`Catalog::update`].
-    fn save<T: Entity>(
-        &self,
-        record: &Record<T>,
-        at: Timestamp,
-    ) -> impl Future<Output = Result<Record<T>>> + Send
+    fn save<T: Entity>(&self, record: &Record<T>, at: Timestamp) -> impl Future<Output = Result<Record<T>>> + Send
     where
         T::Id: Into<i64>,
     {
         async move {
             let draft = draft(record.account, &record.body, record.deleted, at)?;
-            self.update(record.id.into(), record.version, draft)
-                .await?
-                .try_into()
+            self.update(record.id.into(), record.version, draft).await?.try_into()
         }
     }
 
     /// One page of a query. See [`Catalog::list`].
-    fn page<T: Entity>(
-        &self,
-        query: &Query,
-        page: Page,
-    ) -> impl Future<Output = Result<Paged<Record<T>>>> + Send {
+    fn page<T: Entity>(&self, query: &Query, page: Page) -> impl Future<Output = Result<Paged<Record<T>>>> + Send {
         async move { self.list(query, page).await?.try_map(Record::try_from) }
     }
 }

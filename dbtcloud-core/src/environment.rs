@@ -56,9 +56,7 @@ pub struct Environment {
 impl Environment {
     /// The branch this environment checks out, if it names one.
     pub fn branch(&self) -> Option<&str> {
-        self.custom_branch
-            .as_deref()
-            .filter(|_| self.use_custom_branch)
+        self.custom_branch.as_deref().filter(|_| self.use_custom_branch)
     }
 }
 

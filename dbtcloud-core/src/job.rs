@@ -137,8 +137,7 @@ impl Job {
     pub fn inferred_type(&self) -> JobType {
         match self.triggers {
             Triggers {
-                github_webhook: true,
-                ..
+                github_webhook: true, ..
             }
             | Triggers {
                 git_provider_webhook: true,
@@ -219,8 +218,7 @@ pub fn validate_steps(field: &'static str, steps: &[String]) -> Result<()> {
         if step.chars().any(|c| c.is_control()) {
             return Err(expected("expected one line without control characters"));
         }
-        if step.split_whitespace().next() != Some("dbt") || step.split_whitespace().nth(1).is_none()
-        {
+        if step.split_whitespace().next() != Some("dbt") || step.split_whitespace().nth(1).is_none() {
             return Err(expected(&format!(
                 "expected a dbt command such as 'dbt build', got '{step}'"
             )));

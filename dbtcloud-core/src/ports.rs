@@ -20,20 +20,17 @@ mod vault;
 mod volume;
 
 pub use artifacts::{
-    ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange,
-    ByteStream,
+    ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange, ByteStream,
 };
 pub use catalog::Catalog;
 pub use clock::Clock;
-pub use executor::{
-    Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits,
-};
+pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits};
 pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
 pub use runs::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk,
-    Owner, Renewed, RunChange, RunFilter, RunPatch, RunSort, RunState, Runs,
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, Owner, Renewed,
+    RunChange, RunFilter, RunPatch, RunSort, RunState, Runs,
 };
 pub use schedules::{Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};
@@ -49,16 +46,6 @@ pub trait Storage:
 }
 
 impl<T> Storage for T where
-    T: Catalog
-        + Journal
-        + Leases
-        + Logs
-        + Runs
-        + Schedules
-        + Sessions
-        + Tickets
-        + Send
-        + Sync
-        + 'static
+    T: Catalog + Journal + Leases + Logs + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
 {
 }

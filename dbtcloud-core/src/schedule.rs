@@ -19,9 +19,9 @@
 //!
 //! Source: cron(8) of cronie, after Vixie's ISC cron 4.1: special handling "only applies to jobs that run at a
 //! specific time and jobs that run with a granularity greater than one hour. Jobs that run more frequently are
-//! scheduled normally"; FreeBSD's `cron -s` words it the same way. Debian's cron(8) draws the line at any `*` in
-//! the hour or minute field, which would lose or double a run of `0 */6 * * *` where the clock changes at
-//! midnight (Santiago, Havana); the older wording is kept for that reason. Unlike cron(8), which takes changes of
+//! scheduled normally"; FreeBSD's `cron -s` likewise treats jobs of every hour apart from rarer ones. Debian's
+//! cron(8) draws the line at any `*` in the hour or minute field, which would lose or double a run of `0 */6 * * *`
+//! where the clock changes at midnight (Santiago, Havana); hence the former. Unlike cron(8), which takes changes of
 //! more than three hours for corrections, there is no such limit: a scheduled run is not lost.
 //!
 //! # What the `cron` crate does here
@@ -300,33 +300,22 @@ mod tests {
             let schedule: Schedule = serde_json::from_str(json).unwrap();
             assert_eq!(serde_json::to_string(&schedule).unwrap(), json);
         }
-        let bare: Schedule =
-            serde_json::from_str(r#"{"type":"cron","expression":"0 6 * * *"}"#).unwrap();
+        let bare: Schedule = serde_json::from_str(r#"{"type":"cron","expression":"0 6 * * *"}"#).unwrap();
         assert_eq!(bare, Schedule::cron("0 6 * * *", "UTC").unwrap());
     }
 
     #[test]
     fn a_refusal_reaches_the_reader_of_stored_json() {
-        let fault = |json: &str| {
-            serde_json::from_str::<Schedule>(json)
-                .unwrap_err()
-                .to_string()
-        };
+        let fault = |json: &str| serde_json::from_str::<Schedule>(json).unwrap_err().to_string();
         assert!(fault(r#"{"type":"cron","expression":"0 99 * * *"}"#).contains(r#"hour "99""#));
-        assert!(
-            fault(r#"{"type":"cron","expression":"0 9 * * *","zone":"Europe/Berln"}"#)
-                .contains("Europe/Berlin")
-        );
+        assert!(fault(r#"{"type":"cron","expression":"0 9 * * *","zone":"Europe/Berln"}"#).contains("Europe/Berlin"));
         assert!(fault(r#"{"type":"every_minutes","minutes":0}"#).contains(r#"minutes "0""#));
     }
 
     #[test]
     fn due_is_the_newest_and_the_count() {
         let weekly = Schedule::cron("0 6 * * 1", "UTC").unwrap();
-        let (after, until) = (
-            micros("2026-01-05T06:00:00Z"),
-            micros("2026-02-02T05:59:59Z"),
-        );
+        let (after, until) = (micros("2026-01-05T06:00:00Z"), micros("2026-02-02T05:59:59Z"));
         assert_eq!(
             weekly.due(after, until),
             Some(Due {
@@ -345,10 +334,7 @@ mod tests {
             })
         );
         let clumped = Schedule::cron("* * * 1-6 *", "UTC").unwrap();
-        let due = clumped.due(
-            micros("2025-01-01T00:00:00Z"),
-            micros("2025-12-31T00:00:00Z"),
-        );
+        let due = clumped.due(micros("2025-01-01T00:00:00Z"), micros("2025-12-31T00:00:00Z"));
         assert_eq!(
             due,
             Some(Due {
@@ -367,9 +353,7 @@ mod tests {
             let schedule = schedule.unwrap();
             assert_eq!(schedule.next_after(Timestamp::from_micros(i64::MAX)), None);
             assert_eq!(schedule.next_after(micros("9999-12-31T23:59:00Z")), None);
-            let first = schedule
-                .next_after(Timestamp::from_micros(i64::MIN))
-                .unwrap();
+            let first = schedule.next_after(Timestamp::from_micros(i64::MIN)).unwrap();
             assert!(
                 first >= micros("0001-01-01T00:00:00Z") && first < micros("0005-01-01T00:00:00Z"),
                 "{first}"

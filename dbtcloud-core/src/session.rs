@@ -114,9 +114,7 @@ impl SessionStatus {
             (Self::Suspended, E::Resume) => Ok(Self::Starting),
             (Self::Starting | Self::Running, E::Suspended)
             | (Self::Suspending, E::Resume)
-            | (Self::Suspended, E::Started) => {
-                Err(Illegal::new("session", self.name(), &format!("{event:?}")))
-            }
+            | (Self::Suspended, E::Started) => Err(Illegal::new("session", self.name(), &format!("{event:?}"))),
         }
     }
 }

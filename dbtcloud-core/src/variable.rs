@@ -99,9 +99,7 @@ pub fn validate(name: &str, value: &str) -> Result<()> {
     if rest.is_empty() || !rest.chars().all(plain) || name.len() > NAME_LIMIT_BYTES {
         return Err(Error::invalid(
             "name",
-            format!(
-                "expected {PREFIX} followed by upper-case letters, digits or underscores, got '{name}'"
-            ),
+            format!("expected {PREFIX} followed by upper-case letters, digits or underscores, got '{name}'"),
         ));
     }
     if value.len() > VALUE_LIMIT_BYTES || value.contains('\0') {
@@ -149,7 +147,5 @@ pub fn resolve<'a>(
             *slot = candidate;
         }
     }
-    best.into_iter()
-        .map(|(name, (_, value))| (name, value))
-        .collect()
+    best.into_iter().map(|(name, (_, value))| (name, value)).collect()
 }

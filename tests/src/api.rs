@@ -21,7 +21,12 @@ pub struct Api {
 impl Api {
     /// A client.
     pub fn new(base: &str, token: &str, account: i64) -> Self {
-        Self { client: Client::new(), base: base.to_owned(), token: token.to_owned(), account }
+        Self {
+            client: Client::new(),
+            base: base.to_owned(),
+            token: token.to_owned(),
+            account,
+        }
     }
 
     /// The whole URL of a path; `{a}` stands for the account.
@@ -34,8 +39,10 @@ impl Api {
     /// # Errors
     /// When no answer came.
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
-        let mut request =
-            self.client.request(method, self.url(path)).header("Authorization", format!("Token {}", self.token));
+        let mut request = self
+            .client
+            .request(method, self.url(path))
+            .header("Authorization", format!("Token {}", self.token));
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -70,7 +77,10 @@ impl Api {
     /// # Panics
     /// When there is none.
     pub async fn bytes(&self, path: &str) -> Vec<u8> {
-        let request = self.client.get(self.url(path)).header("Authorization", format!("Token {}", self.token));
+        let request = self
+            .client
+            .get(self.url(path))
+            .header("Authorization", format!("Token {}", self.token));
         let answer = request.send().await.unwrap();
         assert!(answer.status().is_success(), "GET {path}: {}", answer.status());
         answer.bytes().await.unwrap().to_vec()
@@ -78,7 +88,9 @@ impl Api {
 
     /// Triggers a job; the run's id.
     pub async fn trigger(&self, job: i64) -> i64 {
-        let run = self.post(&format!("v2/accounts/{{a}}/jobs/{job}/run/"), &json!({"cause": "test"})).await;
+        let run = self
+            .post(&format!("v2/accounts/{{a}}/jobs/{job}/run/"), &json!({"cause": "test"}))
+            .await;
         run["id"].as_i64().unwrap()
     }
 
@@ -121,5 +133,8 @@ impl Api {
 pub fn steps(run: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let steps = run["run_steps"].as_array().cloned().unwrap_or_default();
-    steps.iter().map(|step| (text(&step["name"]), text(&step["status_humanized"]))).collect()
+    steps
+        .iter()
+        .map(|step| (text(&step["name"]), text(&step["status_humanized"])))
+        .collect()
 }

@@ -24,7 +24,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let folder = test.ancestors().find(|folder| folder.join("dbtcloud").is_file());
-    folder.expect("build the binary first: cargo build --workspace --bins").join("dbtcloud")
+    folder
+        .expect("build the binary first: cargo build --workspace --bins")
+        .join("dbtcloud")
 }
 
 /// An installation and, while it is up, its server.
@@ -66,18 +68,29 @@ impl Installation {
             .args(["--json", "--account", "Test", "--email", "test@localhost"])
             .output()
             .unwrap();
-        assert!(output.status.success(), "bootstrap: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "bootstrap: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         let base = format!("http://{}", installation.listen);
-        installation.api =
-            Api::new(&base, said["token"].as_str().unwrap(), said["account_id"].as_i64().unwrap());
+        installation.api = Api::new(
+            &base,
+            said["token"].as_str().unwrap(),
+            said["account_id"].as_i64().unwrap(),
+        );
         installation
     }
 
     /// A command of the binary on this installation.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(binary());
-        command.arg(name).arg("--data-dir").arg(self.path()).args(&self.arguments);
+        command
+            .arg(name)
+            .arg("--data-dir")
+            .arg(self.path())
+            .args(&self.arguments);
         command.env("DBTCLOUD_UV", project::workspace().join(".cache/bin/uv"));
         command
     }
@@ -102,7 +115,11 @@ impl Installation {
     /// # Panics
     /// When it is not ready in time.
     pub async fn start(&mut self) {
-        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .unwrap();
         let child = self
             .command("serve")
             .args(["--listen", &self.listen])
@@ -170,7 +187,10 @@ impl Installation {
     /// Processes that belong to this installation, the server left out.
     pub fn processes(&self) -> Vec<processes::Process> {
         let server = self.server.as_ref().map(Child::id);
-        processes::of(self.path()).into_iter().filter(|process| Some(process.pid as u32) != server).collect()
+        processes::of(self.path())
+            .into_iter()
+            .filter(|process| Some(process.pid as u32) != server)
+            .collect()
     }
 
     /// Creates everything that a job on DuckDB needs, through the API. The job's id.
@@ -178,7 +198,8 @@ impl Installation {
         let warehouse = self.path().join("warehouse.duckdb").display().to_string();
         let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": warehouse}});
         let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
-        self.job_on(repository, commands, &connection, &credentials, &json!({})).await
+        self.job_on(repository, commands, &connection, &credentials, &json!({}))
+            .await
     }
 
     /// The same on any connection; `more` is merged into the job.

@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod installation;
+pub mod postgres;
 pub mod processes;
 pub mod project;

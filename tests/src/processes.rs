@@ -31,13 +31,21 @@ pub fn of(directory: &Path) -> Vec<Process> {
     let needle = directory.display().to_string();
     let own = std::process::id() as i32;
     let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return found };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return found;
+    };
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let read = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
         let (line, environment, status) = (read("cmdline"), read("environ"), read("status"));
-        let zombie = String::from_utf8_lossy(&status).lines().any(|l| l.starts_with("State:") && l.contains('Z'));
-        let mentioned = [&line, &environment].iter().any(|text| String::from_utf8_lossy(text).contains(&needle));
+        let zombie = String::from_utf8_lossy(&status)
+            .lines()
+            .any(|l| l.starts_with("State:") && l.contains('Z'));
+        let mentioned = [&line, &environment]
+            .iter()
+            .any(|text| String::from_utf8_lossy(text).contains(&needle));
         if pid != own && mentioned && !zombie {
             let command = line
                 .split(|byte| *byte == 0)
@@ -69,7 +77,11 @@ pub fn memory(pid: i32) -> Option<(u64, u64)> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+        line.split_whitespace()
+            .nth(1)?
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib * 1024)
     };
     Some((field("VmRSS:")?, field("VmHWM:")?))
 }

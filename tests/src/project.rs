@@ -24,7 +24,11 @@ pub fn git(folder: &Path, arguments: &[&str]) -> String {
         .current_dir(folder)
         .output()
         .unwrap();
-    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "git {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -58,7 +62,10 @@ fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name();
-        if ["target", "logs", "dbt_packages", ".user.yml"].iter().any(|left| name == *left) {
+        if ["target", "logs", "dbt_packages", ".user.yml"]
+            .iter()
+            .any(|left| name == *left)
+        {
             continue;
         }
         if entry.file_type().unwrap().is_dir() {
@@ -82,10 +89,18 @@ pub fn dbt_project(name: &str) -> String {
 pub fn slow(folder: &Path, models: usize, rows: u64) -> String {
     let mut files = vec![("dbt_project.yml".to_owned(), dbt_project("slow"))];
     for n in 0..models {
-        let after = if n == 0 { String::new() } else { format!("-- depends_on: {{{{ ref('m{}') }}}}\n", n - 1) };
-        let sql = format!("{after}select count(*) as n, sum(hash(a.i, b.i)) as h from range({rows}) a(i), range(1000) b(i)");
+        let after = if n == 0 {
+            String::new()
+        } else {
+            format!("-- depends_on: {{{{ ref('m{}') }}}}\n", n - 1)
+        };
+        let sql =
+            format!("{after}select count(*) as n, sum(hash(a.i, b.i)) as h from range({rows}) a(i), range(1000) b(i)");
         files.push((format!("models/m{n}.sql"), sql));
     }
-    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .collect();
     repository(folder, &files)
 }

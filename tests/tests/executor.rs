@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use dbtcloud_core::ErrorKind;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{
-    ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits,
-};
+use dbtcloud_core::ports::{ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits};
 use dbtcloud_core::secret::Secret;
 use dbtcloud_local::LocalExecutor;
 
@@ -29,7 +27,10 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        Self { executor: LocalExecutor::new(root.path().join("executions")).unwrap(), root }
+        Self {
+            executor: LocalExecutor::new(root.path().join("executions")).unwrap(),
+            root,
+        }
     }
 
     fn directory(&self, id: ExecutionId) -> PathBuf {
@@ -63,7 +64,10 @@ impl Drop for Fixture {
     /// No test leaves a process, also when it fails.
     fn drop(&mut self) {
         for pid in pids() {
-            if environment_of(pid).iter().any(|line| line.contains(self.root.path().to_str().unwrap())) {
+            if environment_of(pid)
+                .iter()
+                .any(|line| line.contains(self.root.path().to_str().unwrap()))
+            {
                 kill(pid, "-KILL");
             }
         }
@@ -86,7 +90,10 @@ where
 }
 
 fn id(run: i64) -> ExecutionId {
-    ExecutionId::Run { run: RunId::new(run), attempt: 1 }
+    ExecutionId::Run {
+        run: RunId::new(run),
+        attempt: 1,
+    }
 }
 
 fn script(run: i64, text: &str) -> ExecutionSpec {
@@ -104,12 +111,17 @@ fn script(run: i64, text: &str) -> ExecutionSpec {
 
 fn pids() -> Vec<i32> {
     let entries = fs::read_dir("/proc").unwrap();
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 fn environment_of(pid: i32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+    bytes
+        .split(|byte| *byte == 0)
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect()
 }
 
 fn argv_of(pid: i32) -> String {
@@ -119,21 +131,30 @@ fn argv_of(pid: i32) -> String {
 /// Neither gone nor a zombie.
 fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn kill(pid: i32, signal: &str) {
-    let _ = Command::new("kill").args([signal, &pid.to_string()]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
 }
 
 fn supervisor_of(id: ExecutionId) -> i32 {
     let name = format!("dbtcloud-supervisor {id}\0");
-    *pids().iter().find(|pid| argv_of(**pid).starts_with(&name) && is_session_leader(**pid)).unwrap()
+    *pids()
+        .iter()
+        .find(|pid| argv_of(**pid).starts_with(&name) && is_session_leader(**pid))
+        .unwrap()
 }
 
 fn is_session_leader(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let session = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(3)?.parse().ok());
+    let session = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(3)?.parse().ok());
     session == Some(pid)
 }
 
@@ -142,7 +163,9 @@ fn is_session_leader(pid: i32) -> bool {
 /// This is no test: [`Starter`] runs this binary again with these variables.
 #[tokio::test]
 async fn starter_process() {
-    let Ok(directory) = std::env::var("STARTER_DIRECTORY") else { return };
+    let Ok(directory) = std::env::var("STARTER_DIRECTORY") else {
+        return;
+    };
     let executor = LocalExecutor::new(directory).unwrap();
     let text = std::env::var("STARTER_SCRIPT").unwrap();
     let (first, last) = (number("STARTER_FIRST"), number("STARTER_LAST"));
@@ -167,7 +190,13 @@ struct Starter {
 
 impl Starter {
     fn new(fixture: &Fixture, first: i64, last: i64, text: &str) -> Self {
-        Self::by(Command::new(std::env::current_exe().unwrap()), fixture, first, last, text)
+        Self::by(
+            Command::new(std::env::current_exe().unwrap()),
+            fixture,
+            first,
+            last,
+            text,
+        )
     }
 
     fn by(mut command: Command, fixture: &Fixture, first: i64, last: i64, text: &str) -> Self {
@@ -192,7 +221,11 @@ impl Starter {
         let mut line = String::new();
         while line != wanted {
             line.clear();
-            assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the starter ended before '{wanted}'");
+            assert_ne!(
+                self.lines.read_line(&mut line).unwrap(),
+                0,
+                "the starter ended before '{wanted}'"
+            );
         }
     }
 
@@ -230,7 +263,11 @@ async fn tells_codes_and_signals_apart() {
         let run = i64::try_from(run).unwrap();
         fixture.executor.start(&script(run, text)).await.unwrap();
         let exit = fixture.exit(id(run)).await;
-        assert_eq!((exit.code, exit.signal, exit.out_of_memory), (code, signal, false), "{text}: {exit:?}");
+        assert_eq!(
+            (exit.code, exit.signal, exit.out_of_memory),
+            (code, signal, false),
+            "{text}: {exit:?}"
+        );
         assert_eq!(exit.message.contains("what went wrong"), code == Some(3), "{exit:?}");
         // Told until it is removed, also to another instance; a second start changes nothing.
         fixture.executor.start(&script(run, "exit 9")).await.unwrap();
@@ -250,40 +287,67 @@ async fn environment_is_the_specs_and_the_ticket_is_nowhere_else() {
     let fixture = Fixture::new();
     let ticket = "ticket-7d1f";
     let mut spec = script(1, "env -0 >\"$OUT\"; echo $$ >\"$PID\"; exec sleep 600");
-    spec.environment.insert("OUT".into(), fixture.file("env").to_str().unwrap().into());
-    spec.environment.insert("PID".into(), fixture.file("pid").to_str().unwrap().into());
-    spec.environment.insert("ODD".into(), "a 'b' \"c\" $(d) `e` \\ é\nf=g\n".into());
+    spec.environment
+        .insert("OUT".into(), fixture.file("env").to_str().unwrap().into());
+    spec.environment
+        .insert("PID".into(), fixture.file("pid").to_str().unwrap().into());
+    spec.environment
+        .insert("ODD".into(), "a 'b' \"c\" $(d) `e` \\ é\nf=g\n".into());
     spec.environment.insert("environment".into(), "x".into());
     spec.environment.insert("setsid".into(), "y".into());
     spec.ticket = Some(Secret::new(ticket));
     // Not by sh, which adds PWD of its own.
-    spec.command = vec!["env".into(), "-u".into(), "NOTHING".into(), "sh".into(), "-c".into(), spec.command[2].clone()];
+    spec.command = vec![
+        "env".into(),
+        "-u".into(),
+        "NOTHING".into(),
+        "sh".into(),
+        "-c".into(),
+        spec.command[2].clone(),
+    ];
     fixture.executor.start(&spec).await.unwrap();
     let main = fixture.pid_in("pid").await;
     let mut expected = spec.environment.clone();
     expected.insert("DBTCLOUD_TICKET".into(), ticket.into());
-    expected.insert("DBTCLOUD_EXECUTION".into(), fixture.directory(id(1)).to_str().unwrap().into());
+    expected.insert(
+        "DBTCLOUD_EXECUTION".into(),
+        fixture.directory(id(1)).to_str().unwrap().into(),
+    );
     let text = fs::read_to_string(fixture.file("env")).unwrap();
     let mut seen: BTreeMap<String, String> = text
         .split_terminator('\0')
-        .map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())).unwrap())
+        .map(|line| {
+            line.split_once('=')
+                .map(|(name, value)| (name.into(), value.into()))
+                .unwrap()
+        })
         .collect();
     seen.remove("PWD");
     assert_eq!(seen, expected);
 
     for pid in pids() {
         assert!(!argv_of(pid).contains(ticket), "argv of {pid}");
-        assert!(pid == main || !environment_of(pid).iter().any(|line| line.contains(ticket)), "environment of {pid}");
+        assert!(
+            pid == main || !environment_of(pid).iter().any(|line| line.contains(ticket)),
+            "environment of {pid}"
+        );
     }
     for entry in fs::read_dir(fixture.directory(id(1))).unwrap() {
         let path = entry.unwrap().path();
         let regular = path.metadata().unwrap().is_file();
-        assert!(!regular || !String::from_utf8_lossy(&fs::read(&path).unwrap()).contains(ticket), "{path:?}");
+        assert!(
+            !regular || !String::from_utf8_lossy(&fs::read(&path).unwrap()).contains(ticket),
+            "{path:?}"
+        );
     }
-    assert_eq!(fs::metadata(fixture.directory(id(1))).unwrap().permissions().mode() & 0o077, 0);
-    // It holds nothing open but the three.
-    let open: Vec<_> = fs::read_dir(format!("/proc/{main}/fd")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(open.len(), 3, "{open:?}");
+    assert_eq!(
+        fs::metadata(fixture.directory(id(1))).unwrap().permissions().mode() & 0o077,
+        0
+    );
+    eventually("it holds nothing open but the three", || async {
+        (fs::read_dir(format!("/proc/{main}/fd")).unwrap().count() == 3).then_some(())
+    })
+    .await;
     fixture.executor.remove(id(1)).await.unwrap();
     assert!(!lives(main));
 }
@@ -291,12 +355,25 @@ async fn environment_is_the_specs_and_the_ticket_is_nowhere_else() {
 #[tokio::test]
 async fn a_service_tells_its_address() {
     let fixture = Fixture::new();
-    let mut spec = script(1, "read x <\"$GO\"; echo http://127.0.0.1:4711 >\"$DBTCLOUD_ADDRESS_FILE\"; exec sleep 600");
+    let mut spec = script(
+        1,
+        "read x <\"$GO\"; echo http://127.0.0.1:4711 >\"$DBTCLOUD_ADDRESS_FILE\"; exec sleep 600",
+    );
     spec.workload = Workload::Service;
-    spec.environment.insert("GO".into(), fixture.file("go").to_str().unwrap().into());
-    assert!(Command::new("mkfifo").arg(fixture.file("go")).status().unwrap().success());
+    spec.environment
+        .insert("GO".into(), fixture.file("go").to_str().unwrap().into());
+    assert!(
+        Command::new("mkfifo")
+            .arg(fixture.file("go"))
+            .status()
+            .unwrap()
+            .success()
+    );
     fixture.executor.start(&spec).await.unwrap();
-    assert_eq!(fixture.executor.observe(id(1)).await.unwrap(), Observation::Running { address: None });
+    assert_eq!(
+        fixture.executor.observe(id(1)).await.unwrap(),
+        Observation::Running { address: None }
+    );
     fs::write(fixture.file("go"), "\n").unwrap();
     let address = eventually("it answers", || async {
         match fixture.executor.observe(id(1)).await.unwrap() {
@@ -317,7 +394,8 @@ const POLITE: &str = "trap 'exit 42' INT; echo $$ >\"$OUT\"; while :; do sleep 0
 const DEAF: &str = "trap 'echo x >>\"$OUT.interrupts\"' INT; echo $$ >\"$OUT\"; while :; do sleep 0.05; done";
 
 fn with_out(fixture: &Fixture, mut spec: ExecutionSpec) -> ExecutionSpec {
-    spec.environment.insert("OUT".into(), fixture.file("out").to_str().unwrap().into());
+    spec.environment
+        .insert("OUT".into(), fixture.file("out").to_str().unwrap().into());
     spec
 }
 
@@ -325,7 +403,11 @@ fn with_out(fixture: &Fixture, mut spec: ExecutionSpec) -> ExecutionSpec {
 async fn cancel_interrupts_and_waits() {
     let fixture = Fixture::new();
     fixture.executor.cancel(id(1), Duration::ZERO).await.unwrap();
-    fixture.executor.start(&with_out(&fixture, script(1, POLITE))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(1, POLITE)))
+        .await
+        .unwrap();
     fixture.pid_in("out").await;
     fixture.executor.cancel(id(1), LONG).await.unwrap();
     let exit = fixture.exit(id(1)).await;
@@ -336,7 +418,11 @@ async fn cancel_interrupts_and_waits() {
 #[tokio::test]
 async fn cancel_escalates_after_the_grace_and_not_before() {
     let fixture = Fixture::new();
-    fixture.executor.start(&with_out(&fixture, script(1, DEAF))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(1, DEAF)))
+        .await
+        .unwrap();
     fixture.pid_in("out").await;
     let begin = Instant::now();
     let grace = Duration::from_millis(700);
@@ -351,7 +437,11 @@ async fn cancel_escalates_after_the_grace_and_not_before() {
 #[tokio::test]
 async fn a_shorter_grace_shortens_and_a_longer_one_does_not_lengthen() {
     let fixture = Fixture::new();
-    fixture.executor.start(&with_out(&fixture, script(1, DEAF))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(1, DEAF)))
+        .await
+        .unwrap();
     fixture.pid_in("out").await;
     for grace in [LONG, Duration::from_millis(100), LONG] {
         fixture.executor.cancel(id(1), grace).await.unwrap();
@@ -373,7 +463,10 @@ async fn the_grace_is_kept_after_the_caller_was_killed() {
     let begin = Instant::now();
     // The caller is a whole process that is gone before the grace is.
     let control = fixture.directory(id(1)).join("control");
-    let cancelled = Command::new("sh").args(["-c", "echo 'cancel 0.400' >\"$0\""]).arg(control).status();
+    let cancelled = Command::new("sh")
+        .args(["-c", "echo 'cancel 0.400' >\"$0\""])
+        .arg(control)
+        .status();
     assert!(cancelled.unwrap().success());
     eventually("it is killed", || async { (!lives(main)).then_some(()) }).await;
     assert!(begin.elapsed() >= Duration::from_millis(400));
@@ -395,7 +488,9 @@ async fn a_lifetime_ends_it_without_any_caller() {
 async fn a_server_that_ignores_interrupts_does_not_pass_that_on() {
     let fixture = Fixture::new();
     let mut command = Command::new("sh");
-    command.args(["-c", "trap '' INT HUP TERM QUIT; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+    command
+        .args(["-c", "trap '' INT HUP TERM QUIT; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap());
     let mut starter = Starter::by(command, &fixture, 1, 1, "exec sleep 600");
     starter.wait_until_started(1);
     fixture.executor.cancel(id(1), LONG).await.unwrap();
@@ -410,9 +505,16 @@ const ESCAPE: &str = "setsid env -i sh -c 'sleep 600 & echo $! >\"$0\"' \"$OUT\"
 #[tokio::test]
 async fn what_daemonizes_ends_with_it() {
     let fixture = Fixture::new();
-    for (run, rest) in [(1, "while [ ! -s \"$OUT\" ]; do sleep 0.01; done; exit 5"), (2, "exec sleep 600")] {
+    for (run, rest) in [
+        (1, "while [ ! -s \"$OUT\" ]; do sleep 0.01; done; exit 5"),
+        (2, "exec sleep 600"),
+    ] {
         let _ = fs::remove_file(fixture.file("out"));
-        fixture.executor.start(&with_out(&fixture, script(run, &format!("{ESCAPE} {rest}")))).await.unwrap();
+        fixture
+            .executor
+            .start(&with_out(&fixture, script(run, &format!("{ESCAPE} {rest}"))))
+            .await
+            .unwrap();
         let escaped = fixture.pid_in("out").await;
         if run == 2 {
             assert!(lives(escaped));
@@ -429,13 +531,19 @@ async fn what_is_detached_stays() {
     let fixture = Fixture::new();
     let text = "DBTCLOUD_DETACHED=1 setsid sh -c 'echo $$ >\"$OUT\"; exec sleep 600' & \
         while [ ! -s \"$OUT\" ]; do sleep 0.01; done; sleep 600 & exit 0";
-    fixture.executor.start(&with_out(&fixture, script(1, text))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(1, text)))
+        .await
+        .unwrap();
     let daemon = fixture.pid_in("out").await;
     assert_eq!(fixture.exit(id(1)).await.code, Some(0));
     fixture.executor.remove(id(1)).await.unwrap();
     assert!(lives(daemon));
     let left = pids().into_iter().filter(|pid| {
-        environment_of(*pid).iter().any(|line| line.starts_with("DBTCLOUD_EXECUTION=") && line.contains(fixture.root.path().to_str().unwrap()))
+        environment_of(*pid)
+            .iter()
+            .any(|line| line.starts_with("DBTCLOUD_EXECUTION=") && line.contains(fixture.root.path().to_str().unwrap()))
     });
     assert_eq!(left.collect::<Vec<_>>(), [daemon]);
 }
@@ -444,7 +552,11 @@ async fn what_is_detached_stays() {
 async fn remove_ends_first() {
     let fixture = Fixture::new();
     let text = format!("{ESCAPE} trap '' INT TERM; sleep 600 & wait");
-    fixture.executor.start(&with_out(&fixture, script(1, &text))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(1, &text)))
+        .await
+        .unwrap();
     let escaped = fixture.pid_in("out").await;
     fixture.executor.remove(id(1)).await.unwrap();
     assert!(!lives(escaped));
@@ -457,7 +569,14 @@ async fn remove_ends_first() {
 #[tokio::test]
 async fn a_killed_supervisor_takes_everything_with_it_and_is_explained() {
     let fixture = Fixture::new();
-    fixture.executor.start(&with_out(&fixture, script(1, "echo $$ >\"$OUT\"; setsid sleep 600 & exec sleep 600"))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(
+            &fixture,
+            script(1, "echo $$ >\"$OUT\"; setsid sleep 600 & exec sleep 600"),
+        ))
+        .await
+        .unwrap();
     let main = fixture.pid_in("out").await;
     kill(supervisor_of(id(1)), "-KILL");
     let exit = fixture.exit(id(1)).await;
@@ -466,7 +585,10 @@ async fn a_killed_supervisor_takes_everything_with_it_and_is_explained() {
     assert!(!lives(main));
     // Told the same way again, and never started twice.
     fixture.executor.start(&script(1, "exit 0")).await.unwrap();
-    assert_eq!(fixture.executor.observe(id(1)).await.unwrap(), Observation::Exited(exit));
+    assert_eq!(
+        fixture.executor.observe(id(1)).await.unwrap(),
+        Observation::Exited(exit)
+    );
     fixture.executor.remove(id(1)).await.unwrap();
 }
 
@@ -475,11 +597,21 @@ async fn signals_to_a_group_do_not_reach_the_supervisor() {
     let fixture = Fixture::new();
     fixture.executor.start(&script(1, "kill -KILL 0")).await.unwrap();
     assert_eq!(fixture.exit(id(1)).await.signal, Some(9));
-    fixture.executor.start(&with_out(&fixture, script(2, POLITE))).await.unwrap();
+    fixture
+        .executor
+        .start(&with_out(&fixture, script(2, POLITE)))
+        .await
+        .unwrap();
     fixture.pid_in("out").await;
     let supervisor = supervisor_of(id(2));
     for signal in ["-INT", "-TERM", "-HUP", "-QUIT"] {
-        assert!(Command::new("kill").args([signal, "--", &format!("-{supervisor}")]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, "--", &format!("-{supervisor}")])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
     fixture.executor.cancel(id(2), LONG).await.unwrap();
     assert_eq!(fixture.exit(id(2)).await.code, Some(42));
@@ -494,10 +626,24 @@ async fn outlives_the_process_that_started_it() {
     starter.wait_until_started(2);
     starter.kill_9();
     assert_eq!(fixture.exit(id(2)).await.code, Some(7));
-    assert_eq!(fixture.executor.observe(id(1)).await.unwrap(), Observation::Running { address: None });
-    let listed: Vec<_> = fixture.executor.list().await.unwrap().into_iter().map(|one| one.id).collect();
+    assert_eq!(
+        fixture.executor.observe(id(1)).await.unwrap(),
+        Observation::Running { address: None }
+    );
+    let listed: Vec<_> = fixture
+        .executor
+        .list()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|one| one.id)
+        .collect();
     assert_eq!(listed, [id(1), id(2)]);
-    assert!(!environment_of(supervisor_of(id(1))).iter().any(|line| line.contains("hunter2")));
+    assert!(
+        !environment_of(supervisor_of(id(1)))
+            .iter()
+            .any(|line| line.contains("hunter2"))
+    );
     fixture.executor.cancel(id(1), LONG).await.unwrap();
     assert_eq!(fixture.exit(id(1)).await.signal, Some(2));
 }
@@ -520,7 +666,11 @@ async fn a_starter_killed_at_any_moment_leaves_zero_or_one() {
             spec.environment.insert("RUN".into(), run.to_string());
             fixture.executor.start(&spec).await.unwrap();
             assert_eq!(fixture.exit(id(run)).await.code, Some(0));
-            assert_eq!(fs::read_to_string(fixture.file(&run.to_string())).unwrap(), "x\n", "run {run} was {seen:?}");
+            assert_eq!(
+                fs::read_to_string(fixture.file(&run.to_string())).unwrap(),
+                "x\n",
+                "run {run} was {seen:?}"
+            );
             run += 1;
             if seen == Observation::Absent {
                 break;
@@ -550,7 +700,11 @@ async fn at_most_one_is_started_by_many() {
     others.iter_mut().for_each(|other| other.wait_until_started(runs));
     for run in 1..=runs {
         assert_eq!(fixture.exit(id(run)).await.code, Some(0));
-        assert_eq!(fs::read_to_string(fixture.file(&run.to_string())).unwrap(), "x\n", "run {run}");
+        assert_eq!(
+            fs::read_to_string(fixture.file(&run.to_string())).unwrap(),
+            "x\n",
+            "run {run}"
+        );
     }
 }
 
@@ -558,7 +712,12 @@ async fn at_most_one_is_started_by_many() {
 async fn what_a_crash_in_the_middle_of_a_start_leaves_can_be_started_and_removed() {
     let fixture = Fixture::new();
     // The states between the steps: nothing in it; a lock; everything laid out but no supervisor.
-    let states: [&[&str]; 4] = [&[], &["lock"], &["lock", "ending", "output.log"], &["lock", "ending", "work/stray", "address"]];
+    let states: [&[&str]; 4] = [
+        &[],
+        &["lock"],
+        &["lock", "ending", "output.log"],
+        &["lock", "ending", "work/stray", "address"],
+    ];
     for (run, files) in states.into_iter().enumerate() {
         let run = i64::try_from(run).unwrap();
         let lay_out = || {
@@ -574,7 +733,11 @@ async fn what_a_crash_in_the_middle_of_a_start_leaves_can_be_started_and_removed
         fixture.executor.remove(id(run)).await.unwrap();
         assert!(!fixture.directory(id(run)).exists());
         lay_out();
-        fixture.executor.start(&script(run, "[ ! -e stray ] && exit 6")).await.unwrap();
+        fixture
+            .executor
+            .start(&script(run, "[ ! -e stray ] && exit 6"))
+            .await
+            .unwrap();
         assert_eq!(fixture.exit(id(run)).await.code, Some(6));
         fixture.executor.remove(id(run)).await.unwrap();
     }
@@ -619,13 +782,17 @@ async fn two_hundred_at_once() {
         assert_eq!(fixture.exit(id(run)).await.signal, Some(2));
         fixture.executor.remove(id(run)).await.unwrap();
     }
-    eprintln!("200 started in {started:?}, ended and removed in {:?}", begin.elapsed() - started);
+    eprintln!(
+        "200 started in {started:?}, ended and removed in {:?}",
+        begin.elapsed() - started
+    );
     assert!(fixture.executor.list().await.unwrap().is_empty());
     eventually("no zombies of ours", || async {
         let us = std::process::id().to_string();
         let ours = pids().into_iter().filter(|pid| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with("Z ") && rest.split(' ').nth(1) == Some(&us))
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with("Z ") && rest.split(' ').nth(1) == Some(&us))
         });
         (ours.count() == 0).then_some(())
     })
@@ -652,24 +819,30 @@ async fn errors_name_the_thing() {
 #[tokio::test]
 async fn a_full_disk_is_unavailable_and_then_works_again() {
     let fixture = Fixture::new();
-    let Some(small) = SmallDisk::new(&fixture.file("small")) else { return };
+    let Some(small) = SmallDisk::new(&fixture.file("small")) else {
+        return;
+    };
     let executor = LocalExecutor::new(small.0.join("executions")).unwrap();
     executor.start(&script(1, "read x; exec sleep 600")).await.unwrap();
-    let mut inodes = 0;
-    while fs::write(small.0.join(format!("filler{inodes}")), [0; 4096]).is_ok() {
-        inodes += 1;
+    let mut fillers = 0;
+    for content in [&[0; 4096][..], &[]] {
+        while fs::write(small.0.join(format!("filler{fillers}")), content).is_ok() {
+            fillers += 1;
+        }
     }
     let error = executor.start(&script(2, "exit 0")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("No space left") && error.to_string().contains("run-2-1"), "{error}");
+    assert!(
+        error.to_string().contains("No space left") && error.to_string().contains("run-2-1"),
+        "{error}"
+    );
     // What runs there already can end.
     executor.cancel(id(1), LONG).await.unwrap();
     eventually("it ends", || async {
         matches!(executor.observe(id(1)).await.unwrap(), Observation::Exited(_)).then_some(())
     })
     .await;
-    fs::remove_file(small.0.join("filler0")).unwrap();
-    (1..inodes).for_each(|n| fs::remove_file(small.0.join(format!("filler{n}"))).unwrap());
+    (0..fillers).for_each(|n| fs::remove_file(small.0.join(format!("filler{n}"))).unwrap());
     executor.start(&script(2, "exit 0")).await.unwrap();
     executor.remove(id(1)).await.unwrap();
     executor.remove(id(2)).await.unwrap();
@@ -681,8 +854,13 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn new(path: &Path) -> Option<Self> {
         fs::create_dir_all(path).unwrap();
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k,nr_inodes=64", "none"]).arg(path).output();
-        mount.is_ok_and(|done| done.status.success()).then(|| Self(path.to_owned()))
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=128k,nr_inodes=64", "none"])
+            .arg(path)
+            .output();
+        mount
+            .is_ok_and(|done| done.status.success())
+            .then(|| Self(path.to_owned()))
     }
 }
 

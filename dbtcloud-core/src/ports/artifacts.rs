@@ -44,15 +44,10 @@ impl std::str::FromStr for ArtifactPath {
     fn from_str(text: &str) -> Result<Self> {
         let part_ok = |part: &str| !part.is_empty() && part != "." && part != "..";
         let char_ok = |c: char| !c.is_control() && c != '\\';
-        if text.len() > ARTIFACT_PATH_LIMIT_BYTES
-            || !text.split('/').all(part_ok)
-            || !text.chars().all(char_ok)
-        {
+        if text.len() > ARTIFACT_PATH_LIMIT_BYTES || !text.split('/').all(part_ok) || !text.chars().all(char_ok) {
             return Err(Error::invalid(
                 "path",
-                format!(
-                    "expected a relative path of at most {ARTIFACT_PATH_LIMIT_BYTES} bytes without '..'"
-                ),
+                format!("expected a relative path of at most {ARTIFACT_PATH_LIMIT_BYTES} bytes without '..'"),
             ));
         }
         Ok(Self(text.to_owned()))
@@ -127,12 +122,7 @@ pub trait Artifacts: Send + Sync {
     async fn stat(&self, key: &ArtifactKey) -> Result<Option<ArtifactMeta>>;
 
     /// All files of a run (of one area, if given), by area and path. Empty for a run that has none.
-    async fn list(
-        &self,
-        account: AccountId,
-        run: RunId,
-        area: Option<Area>,
-    ) -> Result<Vec<ArtifactMeta>>;
+    async fn list(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<Vec<ArtifactMeta>>;
 
     /// Removes all files of a run. `Ok` when there are none.
     async fn remove(&self, account: AccountId, run: RunId) -> Result<()>;

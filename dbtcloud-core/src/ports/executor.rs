@@ -40,10 +40,7 @@ impl std::fmt::Display for ExecutionId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Run { run, attempt } => write!(f, "run-{run}-{attempt}"),
-            Self::Session {
-                session,
-                generation,
-            } => write!(f, "session-{session}-{generation}"),
+            Self::Session { session, generation } => write!(f, "session-{session}-{generation}"),
         }
     }
 }
@@ -51,12 +48,7 @@ impl std::fmt::Display for ExecutionId {
 impl std::str::FromStr for ExecutionId {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || {
-            Error::invalid(
-                "execution",
-                format!("expected run-N-N or session-N-N, got '{text}'"),
-            )
-        };
+        let bad = || Error::invalid("execution", format!("expected run-N-N or session-N-N, got '{text}'"));
         let mut parts = text.split('-');
         let (kind, id, count) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some(kind), Some(id), Some(count), None) => (kind, id, count),

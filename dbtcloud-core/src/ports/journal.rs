@@ -51,11 +51,5 @@ pub trait Journal: Send + Sync {
     /// Events of one run above `after`, in order, at most `limit`.
     ///
     /// Errors: `NotFound` when the run is not in the account.
-    async fn of_run(
-        &self,
-        account: AccountId,
-        run: RunId,
-        after: u64,
-        limit: u32,
-    ) -> Result<Vec<Event>>;
+    async fn of_run(&self, account: AccountId, run: RunId, after: u64, limit: u32) -> Result<Vec<Event>>;
 }

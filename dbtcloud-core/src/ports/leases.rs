@@ -9,13 +9,7 @@ use crate::time::Timestamp;
 pub trait Leases: Send + Sync {
     /// Takes or keeps the lease until `until`, if it is free, expired at `now`, or already `owner`'s.
     /// `Some(term)` when it is held; the term grows by one whenever the holder changes. `None` is an answer.
-    async fn acquire(
-        &self,
-        name: &str,
-        owner: &Owner,
-        now: Timestamp,
-        until: Timestamp,
-    ) -> Result<Option<u64>>;
+    async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>>;
 
     /// Gives it up, if it is `owner`'s.
     async fn release(&self, name: &str, owner: &Owner) -> Result<()>;

@@ -25,27 +25,13 @@ pub trait Logs: Send + Sync {
     /// below what was discarded are not there any more: the page then begins at the first that is.
     ///
     /// Errors: `NotFound` when the run is not in the account or has no such step.
-    async fn read(
-        &self,
-        account: AccountId,
-        run: RunId,
-        step: u32,
-        offset: u64,
-        limit: u32,
-    ) -> Result<LogPage>;
+    async fn read(&self, account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> Result<LogPage>;
 
     /// Notes that the whole log of a step, `length` bytes, is in the artifact store as `object`, and drops
     /// it from the database. Nothing is dropped unless the stored length is `length`.
     ///
     /// Errors: `Conflict` when the length is another; `NotFound` as for `read`. A second call is `Ok`.
-    async fn moved(
-        &self,
-        account: AccountId,
-        run: RunId,
-        step: u32,
-        length: u64,
-        object: &str,
-    ) -> Result<()>;
+    async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()>;
 
     /// Finished runs, over all accounts, that still have log bytes in the database; by run id above
     /// `after`, at most `limit`.

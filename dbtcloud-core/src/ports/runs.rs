@@ -5,10 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::page::{Direction, Page, Paged};
-use crate::run::{
-    Admission, Illegal, NewRun, NodeReport, QueueSnapshot, Run, RunEvent, RunStatus, RunStep,
-    StepState,
-};
+use crate::run::{Admission, Illegal, NewRun, NodeReport, QueueSnapshot, Run, RunEvent, RunStatus, RunStep, StepState};
 use crate::time::Timestamp;
 
 /// The most log bytes one report may carry.
@@ -136,12 +133,7 @@ impl RunChange {
     ///
     /// # Errors
     /// [`Illegal`] when the event cannot happen there.
-    pub fn new(
-        from: RunStatus,
-        event: RunEvent,
-        patch: RunPatch,
-        at: Timestamp,
-    ) -> Result<Self, Illegal> {
+    pub fn new(from: RunStatus, event: RunEvent, patch: RunPatch, at: Timestamp) -> Result<Self, Illegal> {
         Ok(Self {
             from,
             to: from.apply(event)?,
@@ -327,13 +319,7 @@ pub trait Runs: Send + Sync {
 
     /// Takes over live runs whose lease expired before `now`: epoch counted up, status and attempt as they
     /// are; at most `limit`. With any number of callers each is taken over once.
-    async fn reclaim(
-        &self,
-        owner: &Owner,
-        now: Timestamp,
-        until: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<Claimed>>;
+    async fn reclaim(&self, owner: &Owner, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Claimed>>;
 
     /// Renews the leases of these driver fences. Those that were overtaken are left out of the answer; a
     /// run that ended is in it one more time or as often as it is asked for.
@@ -354,13 +340,7 @@ pub trait Runs: Send + Sync {
     /// that has ended or is `Cancelling` stays as it is. The message is kept when the status changes.
     ///
     /// Errors: `NotFound` as for `get`.
-    async fn request_cancel(
-        &self,
-        account: AccountId,
-        id: RunId,
-        message: &str,
-        now: Timestamp,
-    ) -> Result<Run>;
+    async fn request_cancel(&self, account: AccountId, id: RunId, message: &str, now: Timestamp) -> Result<Run>;
 
     /// Takes in an agent's report, whole or not at all: steps, nodes, log bytes, run status, heartbeat.
     /// A number that has been taken in already changes nothing and is `Ok`. An event that is illegal in

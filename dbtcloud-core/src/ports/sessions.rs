@@ -44,12 +44,7 @@ pub trait Sessions: Send + Sync {
     async fn get(&self, account: AccountId, id: SessionId) -> Result<Session>;
 
     /// Sessions of all accounts in one of these states, by id above `after`, at most `limit`.
-    async fn scan(
-        &self,
-        states: &[SessionStatus],
-        after: SessionId,
-        limit: u32,
-    ) -> Result<Vec<Session>>;
+    async fn scan(&self, states: &[SessionStatus], after: SessionId, limit: u32) -> Result<Vec<Session>>;
 
     /// Applies an event. Becoming `Starting` out of `Suspended` counts the generation up.
     ///

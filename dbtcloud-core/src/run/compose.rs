@@ -39,10 +39,7 @@ impl Request<'_> {
     pub fn compose(&self) -> Result<NewRun> {
         let (job, overrides) = (&self.job.body, &self.trigger.overrides);
         if self.environment.kind != EnvironmentKind::Deployment {
-            return Err(Error::invalid(
-                "environment_id",
-                "expected a deployment environment",
-            ));
+            return Err(Error::invalid("environment_id", "expected a deployment environment"));
         }
         if let Some(steps) = &overrides.steps {
             validate_steps("steps_override", steps)?;
@@ -66,10 +63,7 @@ impl Request<'_> {
             || self.trigger.azure_pull_request_id.is_some()
             || self.trigger.non_native_pull_request_id.is_some();
         let spec = RunSpec {
-            commands: overrides
-                .steps
-                .clone()
-                .unwrap_or_else(|| job.execute_steps.clone()),
+            commands: overrides.steps.clone().unwrap_or_else(|| job.execute_steps.clone()),
             generate_docs: overrides.generate_docs.unwrap_or(job.generate_docs),
             source_freshness: job.run_generate_sources,
             dbt_version: overrides
@@ -78,10 +72,7 @@ impl Request<'_> {
                 .or_else(|| job.dbt_version.clone())
                 .unwrap_or_else(|| self.environment.dbt_version.clone()),
             threads: overrides.threads.unwrap_or(job.threads),
-            target_name: overrides
-                .target_name
-                .clone()
-                .unwrap_or_else(|| job.target_name.clone()),
+            target_name: overrides.target_name.clone().unwrap_or_else(|| job.target_name.clone()),
             schema: overrides.schema.clone(),
             timeout_seconds: timeout,
             git_branch: self

@@ -119,11 +119,7 @@ pub fn admit(snapshot: &QueueSnapshot, limits: &Limits) -> Decision {
     let mut turns: BTreeSet<(usize, Timestamp, AccountId)> = BTreeSet::new();
     for (account, line) in &lines {
         if let Some(first) = line.front() {
-            turns.insert((
-                load.get(account).copied().unwrap_or(0),
-                first.due_at,
-                *account,
-            ));
+            turns.insert((load.get(account).copied().unwrap_or(0), first.due_at, *account));
         }
     }
     while let Some((weight, _, account)) = turns.pop_first() {
@@ -156,10 +152,7 @@ pub fn admit(snapshot: &QueueSnapshot, limits: &Limits) -> Decision {
             if waiting.exclusive {
                 jobs.insert(waiting.job, waiting.run);
             }
-            decision.admitted.push(Admission {
-                run: waiting.run,
-                slot,
-            });
+            decision.admitted.push(Admission { run: waiting.run, slot });
             admitted = true;
             break;
         }
@@ -177,25 +170,20 @@ mod tests {
     use super::*;
 
     fn snapshots() -> impl Strategy<Value = (QueueSnapshot, Limits)> {
-        let waiting = proptest::collection::vec(
-            (0i64..4, 0i64..6, 0i64..50, any::<bool>(), any::<bool>()),
-            0..40,
-        );
+        let waiting = proptest::collection::vec((0i64..4, 0i64..6, 0i64..50, any::<bool>(), any::<bool>()), 0..40);
         let slots = proptest::collection::vec(0u32..5, 4);
         let busy = proptest::collection::vec((0i64..4, 6i64..12, 0u32..5), 0..8);
         (waiting, slots, busy, 0usize..20).prop_map(|(waiting, slots, busy, capacity)| {
             let waiting = (0i64..)
                 .zip(waiting)
-                .map(
-                    |(run, (account, job, due, exclusive, takes_slot))| Waiting {
-                        run: RunId::new(run),
-                        account: AccountId::new(account),
-                        job: JobId::new(account * 100 + job),
-                        due_at: Timestamp::from_micros(due),
-                        exclusive,
-                        takes_slot,
-                    },
-                )
+                .map(|(run, (account, job, due, exclusive, takes_slot))| Waiting {
+                    run: RunId::new(run),
+                    account: AccountId::new(account),
+                    job: JobId::new(account * 100 + job),
+                    due_at: Timestamp::from_micros(due),
+                    exclusive,
+                    takes_slot,
+                })
                 .collect();
             let mut seen = BTreeSet::new();
             let busy = (1000i64..)
@@ -267,13 +255,7 @@ mod tests {
             takes_slot: true,
         });
         let slots = BTreeMap::from([(AccountId::new(1), 1000), (AccountId::new(2), 10)]);
-        let decision = admit(
-            &QueueSnapshot {
-                waiting,
-                busy: vec![],
-            },
-            &Limits { slots, capacity: 2 },
-        );
+        let decision = admit(&QueueSnapshot { waiting, busy: vec![] }, &Limits { slots, capacity: 2 });
         let admitted: Vec<i64> = decision.admitted.iter().map(|a| a.run.get()).collect();
         assert_eq!(admitted, [0, 99_999]);
     }

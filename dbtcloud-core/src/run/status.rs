@@ -164,16 +164,12 @@ impl RunStatus {
             (Self::Queued, E::CancelRequested) => Ok(Self::Cancelled),
             (Self::Starting | Self::Running, E::Started) => Ok(Self::Running),
             (Self::Cancelling, E::Started) => Ok(Self::Cancelling),
-            (Self::Starting | Self::Running | Self::Cancelling, E::CancelRequested) => {
-                Ok(Self::Cancelling)
-            }
+            (Self::Starting | Self::Running | Self::Cancelling, E::CancelRequested) => Ok(Self::Cancelling),
             (Self::Running | Self::Cancelling, E::Succeeded) => Ok(Self::Success),
             (Self::Running | Self::Cancelling, E::Warned) => Ok(Self::Warned),
             (Self::Queued | Self::Starting | Self::Running, E::Failed) => Ok(Self::Error),
             (Self::Cancelling, E::Failed) => Ok(Self::Cancelled),
-            (Self::Queued | Self::Starting | Self::Running | Self::Cancelling, E::Stopped) => {
-                Ok(Self::Cancelled)
-            }
+            (Self::Queued | Self::Starting | Self::Running | Self::Cancelling, E::Stopped) => Ok(Self::Cancelled),
             (Self::Starting | Self::Running | Self::Cancelling, E::Admitted)
             | (Self::Running | Self::Cancelling, E::Requeued)
             | (Self::Queued, E::Started | E::Succeeded | E::Warned)
@@ -281,9 +277,7 @@ impl StepStatus {
     pub fn apply(self, event: StepEvent) -> Result<Self, Illegal> {
         use StepEvent as E;
         match (self, event) {
-            (Self::Success | Self::Warned | Self::Error | Self::Skipped | Self::Cancelled, _) => {
-                Ok(self)
-            }
+            (Self::Success | Self::Warned | Self::Error | Self::Skipped | Self::Cancelled, _) => Ok(self),
             (Self::Pending | Self::Running, E::Started) => Ok(Self::Running),
             (Self::Running, E::Succeeded) => Ok(Self::Success),
             (Self::Running, E::Warned) => Ok(Self::Warned),
@@ -298,10 +292,7 @@ impl StepStatus {
 
     /// Whether a report may move a step from `self` to `next`: by some event, or not at all.
     pub fn may_become(self, next: Self) -> bool {
-        self == next
-            || StepEvent::ALL
-                .into_iter()
-                .any(|event| self.apply(event) == Ok(next))
+        self == next || StepEvent::ALL.into_iter().any(|event| self.apply(event) == Ok(next))
     }
 }
 
@@ -379,13 +370,7 @@ mod tests {
 
     #[test]
     fn a_run_that_finished_under_cancellation_keeps_its_result() {
-        assert_eq!(
-            RunStatus::Cancelling.apply(RunEvent::Succeeded),
-            Ok(RunStatus::Success)
-        );
-        assert_eq!(
-            RunStatus::Cancelling.apply(RunEvent::Failed),
-            Ok(RunStatus::Cancelled)
-        );
+        assert_eq!(RunStatus::Cancelling.apply(RunEvent::Succeeded), Ok(RunStatus::Success));
+        assert_eq!(RunStatus::Cancelling.apply(RunEvent::Failed), Ok(RunStatus::Cancelled));
     }
 }

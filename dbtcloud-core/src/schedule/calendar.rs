@@ -251,12 +251,7 @@ impl Calendar {
             DateRule::DaysOfWeek { days } => format!("0 {hours} * * {}", days.list()).parse()?,
             DateRule::CustomCron { cron } | DateRule::IntervalCron { cron, .. } => cron.clone(),
         };
-        Ok(Self {
-            date,
-            time,
-            zone,
-            cron,
-        })
+        Ok(Self { date, time, zone, cron })
     }
 
     /// The days.
@@ -345,10 +340,7 @@ mod tests {
     use super::*;
 
     fn cron(json: &str) -> String {
-        serde_json::from_str::<Calendar>(json)
-            .unwrap()
-            .cron()
-            .to_string()
+        serde_json::from_str::<Calendar>(json).unwrap().cron().to_string()
     }
 
     #[test]
@@ -363,9 +355,7 @@ mod tests {
             "0 */7 * * *"
         );
         assert_eq!(
-            cron(
-                r#"{"date":{"type":"days_of_week","days":[0,6]},"time":{"type":"at_exact_hours","hours":[9,0]}}"#
-            ),
+            cron(r#"{"date":{"type":"days_of_week","days":[0,6]},"time":{"type":"at_exact_hours","hours":[9,0]}}"#),
             "0 0,9 * * 0,6"
         );
         let interval = r#"{"date":{"type":"interval_cron","cron":"6 */12 * * 0,1,2,3,4,5,6","days":[0,1,2,3,4,5,6]},
@@ -377,14 +367,9 @@ mod tests {
 
     #[test]
     fn faults_name_the_field() {
-        let fault = |json: &str| {
-            serde_json::from_str::<Calendar>(json)
-                .unwrap_err()
-                .to_string()
-        };
+        let fault = |json: &str| serde_json::from_str::<Calendar>(json).unwrap_err().to_string();
         assert!(
-            fault(r#"{"date":{"type":"every_day"},"time":{"type":"every_hour","interval":24}}"#)
-                .contains("interval")
+            fault(r#"{"date":{"type":"every_day"},"time":{"type":"every_hour","interval":24}}"#).contains("interval")
         );
         assert!(
             fault(r#"{"date":{"type":"days_of_week","days":[7]},"time":{"type":"every_hour","interval":1}}"#)

@@ -52,19 +52,9 @@ fn several_skipped_times_and_the_end_of_the_gap_fire_as_one() {
 fn a_repeated_time_fires_at_its_first_occurrence_only() {
     // Berlin, 25 October 2026: 03:00+02:00 becomes 02:00+01:00.
     let expected = ["2026-10-25T02:30:00+02:00", "2026-10-26T02:30:00+01:00"];
-    fires(
-        "30 2 * * *",
-        "Europe/Berlin",
-        "2026-10-24T02:30:00+02:00",
-        &expected,
-    );
+    fires("30 2 * * *", "Europe/Berlin", "2026-10-24T02:30:00+02:00", &expected);
     // From every point of the two passes.
-    fires(
-        "30 2 * * *",
-        "Europe/Berlin",
-        "2026-10-25T02:29:59+02:00",
-        &expected,
-    );
+    fires("30 2 * * *", "Europe/Berlin", "2026-10-25T02:29:59+02:00", &expected);
     fires(
         "30 2 * * *",
         "Europe/Berlin",

@@ -85,20 +85,14 @@ fn times(sets: &Sets) -> String {
         }
     }
     if minutes.len() * hours.len() <= TIMES_SHOWN {
-        let times = hours.iter().flat_map(|hour| {
-            minutes
-                .iter()
-                .map(move |minute| format!("{hour:02}:{minute:02}"))
-        });
+        let times = hours
+            .iter()
+            .flat_map(|hour| minutes.iter().map(move |minute| format!("{hour:02}:{minute:02}")));
         return format!("At {}", joined(times.collect()));
     }
     match every {
         Some(every) => format!("{every} of {}", numbered("hour", &hours)),
-        None => format!(
-            "At {} of {}",
-            numbered("minute", &minutes),
-            numbered("hour", &hours)
-        ),
+        None => format!("At {} of {}", numbered("minute", &minutes), numbered("hour", &hours)),
     }
 }
 
@@ -107,21 +101,15 @@ fn days(sets: &Sets) -> Option<String> {
         let days = members(u64::from(sets.days));
         match (days.is_empty(), sets.last_day) {
             (true, _) => "on the last day of the month".to_owned(),
-            (false, true) => format!(
-                "on {} and the last day of the month",
-                numbered("day", &days)
-            ),
+            (false, true) => format!("on {} and the last day of the month", numbered("day", &days)),
             (false, false) => format!("on {} of the month", numbered("day", &days)),
         }
     });
-    let of_week =
-        (sets.weekdays != ALL_WEEKDAYS).then(|| names(u64::from(sets.weekdays), 0, &WEEKDAYS));
+    let of_week = (sets.weekdays != ALL_WEEKDAYS).then(|| names(u64::from(sets.weekdays), 0, &WEEKDAYS));
     match (of_month, of_week) {
         // Either is enough and one of them is every day.
         (None, _) | (_, None) if sets.either_day() => None,
-        (Some(of_month), Some(of_week)) if sets.either_day() => {
-            Some(format!("{of_month} or on {of_week}"))
-        }
+        (Some(of_month), Some(of_week)) if sets.either_day() => Some(format!("{of_month} or on {of_week}")),
         (Some(of_month), Some(of_week)) => Some(format!("{of_month} that are also a {of_week}")),
         (Some(of_month), None) => Some(of_month),
         (None, Some(of_week)) => Some(format!("on {of_week}")),
@@ -140,18 +128,12 @@ fn members(set: u64) -> Vec<u32> {
 /// The step of an even division of a whole that starts at 0, such as 0, 15, 30, 45 of 60.
 fn step(members: &[u32], whole: u32) -> Option<u32> {
     let &[0, step, ..] = members else { return None };
-    let even = whole.is_multiple_of(step)
-        && members
-            .iter()
-            .copied()
-            .eq((0..whole).step_by(step as usize));
+    let even = whole.is_multiple_of(step) && members.iter().copied().eq((0..whole).step_by(step as usize));
     even.then_some(step)
 }
 
 fn consecutive(members: &[u32]) -> bool {
-    members
-        .windows(2)
-        .all(|pair| matches!(pair, [a, b] if a + 1 == *b))
+    members.windows(2).all(|pair| matches!(pair, [a, b] if a + 1 == *b))
 }
 
 fn numbered(noun: &str, members: &[u32]) -> String {
@@ -171,14 +153,12 @@ fn names(set: u64, first: u32, names: &[&str]) -> String {
 
 /// A list in which three and more in a row become "a to b".
 fn ranges(members: &[u32], show: impl Fn(&u32) -> String) -> String {
-    let runs = members
-        .chunk_by(|a, b| a + 1 == *b)
-        .flat_map(|run| match run {
-            [first, _, .., last] if run.len() > 2 => {
-                vec![format!("{} to {}", show(first), show(last))]
-            }
-            short => short.iter().map(&show).collect(),
-        });
+    let runs = members.chunk_by(|a, b| a + 1 == *b).flat_map(|run| match run {
+        [first, _, .., last] if run.len() > 2 => {
+            vec![format!("{} to {}", show(first), show(last))]
+        }
+        short => short.iter().map(&show).collect(),
+    });
     joined(runs.collect())
 }
 
@@ -209,17 +189,11 @@ mod tests {
             ("6 */12 * * 0,1,2,3,4,5,6", "At 00:06 and 12:06"),
             ("0 */7 * * *", "At 00:00, 07:00, 14:00 and 21:00"),
             ("0 6 * * 1", "At 06:00 on Monday"),
-            (
-                "0 6,18 * * MON-FRI",
-                "At 06:00 and 18:00 on Monday to Friday",
-            ),
+            ("0 6,18 * * MON-FRI", "At 06:00 and 18:00 on Monday to Friday"),
             ("30 9-17 * * *", "Every hour from 09:30 to 17:30"),
             ("*/10 9-17 * * *", "Every 10 minutes of hours 9 to 17"),
             ("* 2 * * *", "Every minute of hour 2"),
-            (
-                "5,7 1-6,9 * * *",
-                "At minutes 5 and 7 of hours 1 to 6 and 9",
-            ),
+            ("5,7 1-6,9 * * *", "At minutes 5 and 7 of hours 1 to 6 and 9"),
             ("0 0 1 * *", "At 00:00 on day 1 of the month"),
             (
                 "0 0 1,15,L * *",
@@ -235,10 +209,7 @@ mod tests {
                 "At 00:00 on days 1, 11, 21 and 31 of the month that are also a Friday",
             ),
             ("0 0 1-31 * 5", "At 00:00"),
-            (
-                "0 0 ? 1 SUN,SAT",
-                "At 00:00 on Sunday and Saturday in January",
-            ),
+            ("0 0 ? 1 SUN,SAT", "At 00:00 on Sunday and Saturday in January"),
         ] {
             let parsed: CronExpression = text.parse().unwrap();
             assert_eq!(super::expression(&parsed, Zone::UTC), english, "{text}");

@@ -150,9 +150,7 @@ impl ScheduleError {
     /// ```
     pub fn value(&self) -> &str {
         match self {
-            Self::Invalid { value, .. }
-            | Self::NeverFires { value }
-            | Self::UnknownZone { value, .. } => value,
+            Self::Invalid { value, .. } | Self::NeverFires { value } | Self::UnknownZone { value, .. } => value,
         }
     }
 
@@ -200,11 +198,7 @@ mod tests {
 
     #[test]
     fn becomes_an_invalid_error_of_the_schedule_field() {
-        let error = Error::from(ScheduleError::invalid(
-            Field::Hour,
-            "25",
-            "a number from 0 to 23",
-        ));
+        let error = Error::from(ScheduleError::invalid(Field::Hour, "25", "a number from 0 to 23"));
         assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);
         assert_eq!(error.field(), Some("schedule"));
         assert_eq!(

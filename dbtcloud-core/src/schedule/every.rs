@@ -43,11 +43,7 @@ impl EveryMinutes {
     pub fn new(minutes: u32) -> Result<Self, ScheduleError> {
         if !(1..=EVERY_MINUTES_LIMIT).contains(&minutes) {
             let expected = format!("a number from 1 to {EVERY_MINUTES_LIMIT}");
-            return Err(ScheduleError::invalid(
-                Field::Minutes,
-                &minutes.to_string(),
-                expected,
-            ));
+            return Err(ScheduleError::invalid(Field::Minutes, &minutes.to_string(), expected));
         }
         Ok(Self { minutes, offset: 0 })
     }
@@ -63,11 +59,7 @@ impl EveryMinutes {
     pub fn with_offset(self, offset: u32) -> Result<Self, ScheduleError> {
         if offset >= self.minutes {
             let expected = format!("a number from 0 to {}, less than minutes", self.minutes - 1);
-            return Err(ScheduleError::invalid(
-                Field::Offset,
-                &offset.to_string(),
-                expected,
-            ));
+            return Err(ScheduleError::invalid(Field::Offset, &offset.to_string(), expected));
         }
         Ok(Self { offset, ..self })
     }
@@ -105,10 +97,7 @@ impl EveryMinutes {
         let step = i64::from(self.minutes) * MINUTE_MICROS;
         let shift = i64::from(self.offset) * MINUTE_MICROS;
         let passed = after.as_micros().checked_sub(shift)?.div_euclid(step);
-        let next = passed
-            .checked_add(1)?
-            .checked_mul(step)?
-            .checked_add(shift)?;
+        let next = passed.checked_add(1)?.checked_mul(step)?.checked_add(shift)?;
         Some(Timestamp::from_micros(next))
     }
 }
@@ -144,25 +133,12 @@ mod tests {
 
     #[test]
     fn the_grid_keeps_its_distance() {
-        for (minutes, offset) in [
-            (1, 0),
-            (7, 3),
-            (15, 0),
-            (50, 49),
-            (1440, 90),
-            (EVERY_MINUTES_LIMIT, 1),
-        ] {
-            let every = EveryMinutes::new(minutes)
-                .unwrap()
-                .with_offset(offset)
-                .unwrap();
+        for (minutes, offset) in [(1, 0), (7, 3), (15, 0), (50, 49), (1440, 90), (EVERY_MINUTES_LIMIT, 1)] {
+            let every = EveryMinutes::new(minutes).unwrap().with_offset(offset).unwrap();
             let mut at = every.next_after(minute(-100_000)).unwrap();
             for _ in 0..100 {
                 let next = every.next_after(at).unwrap();
-                assert_eq!(
-                    next.as_micros() - at.as_micros(),
-                    i64::from(minutes) * MINUTE_MICROS
-                );
+                assert_eq!(next.as_micros() - at.as_micros(), i64::from(minutes) * MINUTE_MICROS);
                 assert_eq!(next.as_micros().rem_euclid(MINUTE_MICROS), 0);
                 at = next;
             }
@@ -174,10 +150,7 @@ mod tests {
         let every = EveryMinutes::new(10).unwrap().with_offset(5).unwrap();
         assert_eq!(every.next_after(minute(5)), Some(minute(15)));
         assert_eq!(every.next_after(minute(4)), Some(minute(5)));
-        assert_eq!(
-            every.next_after(Timestamp::from_micros(-1)),
-            Some(minute(5))
-        );
+        assert_eq!(every.next_after(Timestamp::from_micros(-1)), Some(minute(5)));
         assert_eq!(
             every.next_after(Timestamp::from_micros(5 * MINUTE_MICROS - 1)),
             Some(minute(5))

@@ -121,8 +121,7 @@ impl Sets {
         self.either_day()
             || self.last_day
             || (1..).zip(LONGEST).any(|(month, length)| {
-                self.months & (1 << month) != 0
-                    && (1..=length).any(|day| self.days & (1 << day) != 0)
+                self.months & (1 << month) != 0 && (1..=length).any(|day| self.days & (1 << day) != 0)
             })
     }
 }
@@ -192,10 +191,7 @@ mod tests {
     fn fields_expand_as_in_crontab() {
         assert_eq!(bits(sets("*/20 * * * *").minutes), [0, 20, 40]);
         assert_eq!(bits(sets("5/20 * * * *").minutes), [5, 25, 45]);
-        assert_eq!(
-            bits(sets("10-30/7,59,00 * * * *").minutes),
-            [0, 10, 17, 24, 59]
-        );
+        assert_eq!(bits(sets("10-30/7,59,00 * * * *").minutes), [0, 10, 17, 24, 59]);
         assert_eq!(bits(sets("0 9-17/4 * * *").hours), [9, 13, 17]);
         assert_eq!(bits(sets("0 0 * jan,Jun-AUG *").months), [1, 6, 7, 8]);
         assert_eq!(sets("* * * * *").minutes, ALL_MINUTES);
@@ -210,14 +206,8 @@ mod tests {
 
     #[test]
     fn sunday_is_0_and_7_and_sun() {
-        for text in [
-            "0", "7", "SUN", "0,7", "sun", "0-0", "7-7", "*/7", "7/2", "SUN-SUN",
-        ] {
-            assert_eq!(
-                bits(sets(&format!("0 0 * * {text}")).weekdays),
-                [0],
-                "{text}"
-            );
+        for text in ["0", "7", "SUN", "0,7", "sun", "0-0", "7-7", "*/7", "7/2", "SUN-SUN"] {
+            assert_eq!(bits(sets(&format!("0 0 * * {text}")).weekdays), [0], "{text}");
         }
         assert_eq!(bits(sets("0 0 * * 1").weekdays), [1]);
         assert_eq!(bits(sets("0 0 * * 5-7").weekdays), [0, 5, 6]);
@@ -322,10 +312,7 @@ mod tests {
             "*5 * * * *",
             "0 0 * * -",
         ] {
-            assert!(
-                text.parse::<CronExpression>().is_err(),
-                "{text:?} was accepted"
-            );
+            assert!(text.parse::<CronExpression>().is_err(), "{text:?} was accepted");
         }
         let long = format!("0{} * * * *", ",0".repeat(EXPRESSION_LIMIT));
         assert!(refusal(&long).1.contains("at most 512 bytes"));
@@ -333,21 +320,10 @@ mod tests {
 
     #[test]
     fn days_that_never_come_are_refused() {
-        for text in [
-            "0 0 30 2 *",
-            "0 0 31 2,4,6,9,11 *",
-            "0 0 30-31 FEB ?",
-            "0 0 31 4 */2",
-        ] {
+        for text in ["0 0 30 2 *", "0 0 31 2,4,6,9,11 *", "0 0 30-31 FEB ?", "0 0 31 4 */2"] {
             assert!(refusal(text).1.contains("never fires"), "{text}");
         }
-        for text in [
-            "0 0 29 2 *",
-            "0 0 30 2 1",
-            "0 0 31 2-3 *",
-            "0 0 30,L 2 *",
-            "0 0 L 2 *",
-        ] {
+        for text in ["0 0 29 2 *", "0 0 30 2 1", "0 0 31 2-3 *", "0 0 30,L 2 *", "0 0 L 2 *"] {
             assert!(text.parse::<CronExpression>().is_ok(), "{text}");
         }
     }
@@ -356,10 +332,7 @@ mod tests {
     fn text_is_kept_but_for_white_space() {
         let expression: CronExpression = "\t5  */2\n* * Mon ".parse().unwrap();
         assert_eq!(expression.to_string(), "5 */2 * * Mon");
-        assert_eq!(
-            serde_json::to_string(&expression).unwrap(),
-            "\"5 */2 * * Mon\""
-        );
+        assert_eq!(serde_json::to_string(&expression).unwrap(), "\"5 */2 * * Mon\"");
         assert!(
             serde_json::from_str::<CronExpression>("\"61 * * * *\"")
                 .unwrap_err()

@@ -1,8 +1,6 @@
 //! From the wall clock to instants: what a change of the clock does to a schedule. See [`super`] for the rules.
 
-use chrono::{
-    DateTime, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone,
-};
+use chrono::{DateTime, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone};
 use chrono_tz::{GapInfo, Tz};
 
 use super::expression::CronExpression;
@@ -15,11 +13,7 @@ use crate::time::Timestamp;
 const LOOKOUT: TimeDelta = TimeDelta::days(1);
 
 /// The first instant after `after` at which the expression fires in the zone.
-pub(super) fn next_after(
-    expression: &CronExpression,
-    zone: Zone,
-    after: Timestamp,
-) -> Option<Timestamp> {
+pub(super) fn next_after(expression: &CronExpression, zone: Zone, after: Timestamp) -> Option<Timestamp> {
     let after = from_timestamp(after)?;
     let next = if expression.is_frequent() {
         next_elapsed(expression, zone.rules(), after)
@@ -33,11 +27,7 @@ pub(super) fn next_after(
 ///
 /// That is the first instant at which the wall clock shows this minute *or a later one*, hence a function that
 /// never decreases, and the walk over wall-clock minutes yields instants in order.
-fn next_once(
-    expression: &CronExpression,
-    rules: Tz,
-    after: NaiveDateTime,
-) -> Option<NaiveDateTime> {
+fn next_once(expression: &CronExpression, rules: Tz, after: NaiveDateTime) -> Option<NaiveDateTime> {
     // Wall-clock minutes at or before the one shown now have passed, at the latest now.
     let mut wall = wall::first_at_or_after(expression.sets(), following(local(rules, after)?)?)?;
     loop {
@@ -51,11 +41,7 @@ fn next_once(
 }
 
 /// Every instant whose wall-clock minute the expression names: twice in a repeated hour, never in a skipped one.
-fn next_elapsed(
-    expression: &CronExpression,
-    rules: Tz,
-    after: NaiveDateTime,
-) -> Option<NaiveDateTime> {
+fn next_elapsed(expression: &CronExpression, rules: Tz, after: NaiveDateTime) -> Option<NaiveDateTime> {
     let mut since = after;
     let mut from = following(local(rules, after)?)?;
     loop {
@@ -108,10 +94,7 @@ fn first_change(rules: Tz, from: NaiveDateTime, to: NaiveDateTime) -> Option<Nai
 
 fn offset(rules: Tz, instant: NaiveDateTime) -> TimeDelta {
     TimeDelta::seconds(i64::from(
-        rules
-            .offset_from_utc_datetime(&instant)
-            .fix()
-            .local_minus_utc(),
+        rules.offset_from_utc_datetime(&instant).fix().local_minus_utc(),
     ))
 }
 

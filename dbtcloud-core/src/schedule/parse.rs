@@ -73,11 +73,7 @@ impl Unit {
     }
 
     fn number(&self, text: &str) -> Result<u32, ScheduleError> {
-        if let Some(at) = self
-            .names
-            .iter()
-            .position(|name| name.eq_ignore_ascii_case(text))
-        {
+        if let Some(at) = self.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
             return Ok(self.low + u32::try_from(at).unwrap_or(0));
         }
         digits(text)
@@ -91,11 +87,7 @@ impl Unit {
             None => (text, None),
         };
         // Sunday counts once: the open end of `*` and `n/step` is Saturday.
-        let open_end = if self.field == Field::DayOfWeek {
-            6
-        } else {
-            self.high
-        };
+        let open_end = if self.field == Field::DayOfWeek { 6 } else { self.high };
         let (low, high) = if range == "*" {
             (self.low, open_end)
         } else if let Some((low, high)) = range.split_once('-') {
@@ -104,33 +96,18 @@ impl Unit {
                 high = 7;
             }
             if low > high {
-                return Err(self.invalid(
-                    text,
-                    "a range that goes up, or two ranges such as 22-23,0-5",
-                ));
+                return Err(self.invalid(text, "a range that goes up, or two ranges such as 22-23,0-5"));
             }
             (low, high)
         } else {
             let low = self.number(range)?;
-            (
-                low,
-                if step.is_some() {
-                    open_end.max(low)
-                } else {
-                    low
-                },
-            )
+            (low, if step.is_some() { open_end.max(low) } else { low })
         };
         let step = match step {
             None => 1,
             Some(step) => digits(step)
                 .filter(|step| (1..=self.high).contains(step))
-                .ok_or_else(|| {
-                    self.invalid(
-                        text,
-                        format!("a step from 1 to {} after the slash", self.high),
-                    )
-                })?,
+                .ok_or_else(|| self.invalid(text, format!("a step from 1 to {} after the slash", self.high)))?,
         };
         Ok(Item { low, high, step })
     }
@@ -199,11 +176,7 @@ pub(super) fn parse(text: &str) -> Result<Sets, ScheduleError> {
     let months = MONTH.items(month)?;
     let weekdays = WEEKDAY.items(if weekday == "?" { "*" } else { weekday })?;
 
-    let spelled_days = if days.is_empty() {
-        "*".to_owned()
-    } else {
-        spell(&days)
-    };
+    let spelled_days = if days.is_empty() { "*".to_owned() } else { spell(&days) };
     let translated = format!(
         "0 {} {} {spelled_days} {} {}",
         spell(&minutes),
@@ -220,28 +193,16 @@ pub(super) fn parse(text: &str) -> Result<Sets, ScheduleError> {
     })?;
 
     let sets = Sets {
-        minutes: expanded
-            .minutes()
-            .iter()
-            .fold(0, |set, minute| set | 1 << minute),
+        minutes: expanded.minutes().iter().fold(0, |set, minute| set | 1 << minute),
         hours: expanded.hours().iter().fold(0, |set, hour| set | 1 << hour),
         days: if days.is_empty() {
             0
         } else {
-            expanded
-                .days_of_month()
-                .iter()
-                .fold(0, |set, day| set | 1 << day)
+            expanded.days_of_month().iter().fold(0, |set, day| set | 1 << day)
         },
         last_day,
-        months: expanded
-            .months()
-            .iter()
-            .fold(0, |set, month| set | 1 << month),
-        weekdays: expanded
-            .days_of_week()
-            .iter()
-            .fold(0, |set, day| set | 1 << (day - 1)),
+        months: expanded.months().iter().fold(0, |set, month| set | 1 << month),
+        weekdays: expanded.days_of_week().iter().fold(0, |set, day| set | 1 << (day - 1)),
         minute_wild: is_wild(minute),
         days_wild: is_wild(day),
         weekdays_wild: is_wild(weekday),
@@ -255,24 +216,16 @@ pub(super) fn parse(text: &str) -> Result<Sets, ScheduleError> {
 
 /// Takes `L` out of the list of days: what is left, if anything, and whether there was one.
 fn split_last_day(day: &str) -> (Option<String>, bool) {
-    let (last, numbered): (Vec<&str>, Vec<&str>) = day
-        .split(',')
-        .partition(|item| item.eq_ignore_ascii_case("L"));
-    (
-        (!numbered.is_empty()).then(|| numbered.join(",")),
-        !last.is_empty(),
-    )
+    let (last, numbered): (Vec<&str>, Vec<&str>) = day.split(',').partition(|item| item.eq_ignore_ascii_case("L"));
+    ((!numbered.is_empty()).then(|| numbered.join(",")), !last.is_empty())
 }
 
 /// Adds `L` to what a day of the month may be.
 fn explain_day(error: ScheduleError) -> ScheduleError {
     match error {
-        ScheduleError::Invalid {
-            expected, value, ..
-        } if expected == DAY.expected() => DAY.invalid(
-            &value,
-            format!("{expected}, or L for the last day of the month"),
-        ),
+        ScheduleError::Invalid { expected, value, .. } if expected == DAY.expected() => {
+            DAY.invalid(&value, format!("{expected}, or L for the last day of the month"))
+        }
         other => other,
     }
 }

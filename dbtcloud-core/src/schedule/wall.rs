@@ -30,10 +30,7 @@ pub(super) fn first_at_or_after(sets: &Sets, from: NaiveDateTime) -> Option<Naiv
 /// Whether the day satisfies the two day fields; see [`super::CronExpression`] for the rule.
 fn names_day(sets: &Sets, date: NaiveDate) -> bool {
     let of_month = sets.days & (1 << date.day()) != 0
-        || sets.last_day
-            && date
-                .succ_opt()
-                .is_none_or(|tomorrow| tomorrow.month() != date.month());
+        || sets.last_day && date.succ_opt().is_none_or(|tomorrow| tomorrow.month() != date.month());
     let of_week = sets.weekdays & (1 << date.weekday().num_days_from_sunday()) != 0;
     if sets.either_day() {
         of_month || of_week
@@ -51,8 +48,7 @@ fn first_time(sets: &Sets, earliest: (u32, u32)) -> Option<(u32, u32)> {
         return Some((hour, later.trailing_zeros()));
     }
     let hours = sets.hours & !((2 << hour) - 1);
-    (hours != 0 && sets.minutes != 0)
-        .then(|| (hours.trailing_zeros(), sets.minutes.trailing_zeros()))
+    (hours != 0 && sets.minutes != 0).then(|| (hours.trailing_zeros(), sets.minutes.trailing_zeros()))
 }
 
 /// The time rounded up to a whole minute; nothing after the last minute of the day.
@@ -83,56 +79,26 @@ mod tests {
     #[test]
     fn at_or_after_rounds_up_to_the_minute() {
         assert_eq!(next("* * * * *", "2026-01-01T00:00:00"), "2026-01-01T00:00");
-        assert_eq!(
-            next("* * * * *", "2026-01-01T00:00:00.000001"),
-            "2026-01-01T00:01"
-        );
+        assert_eq!(next("* * * * *", "2026-01-01T00:00:00.000001"), "2026-01-01T00:01");
         assert_eq!(next("* * * * *", "2026-12-31T23:59:01"), "2027-01-01T00:00");
-        assert_eq!(
-            next("59 23 * * *", "2026-01-01T23:59:00"),
-            "2026-01-01T23:59"
-        );
-        assert_eq!(
-            next("59 23 * * *", "2026-01-01T23:59:30"),
-            "2026-01-02T23:59"
-        );
-        assert_eq!(
-            next("30 9,17 * * *", "2026-01-01T09:31:00"),
-            "2026-01-01T17:30"
-        );
+        assert_eq!(next("59 23 * * *", "2026-01-01T23:59:00"), "2026-01-01T23:59");
+        assert_eq!(next("59 23 * * *", "2026-01-01T23:59:30"), "2026-01-02T23:59");
+        assert_eq!(next("30 9,17 * * *", "2026-01-01T09:31:00"), "2026-01-01T17:30");
     }
 
     #[test]
     fn days_of_month_and_week() {
         assert_eq!(next("0 0 L * *", "2026-02-01T00:00:00"), "2026-02-28T00:00");
         assert_eq!(next("0 0 L * *", "2028-02-01T00:00:00"), "2028-02-29T00:00");
-        assert_eq!(
-            next("0 0 15,L 4 *", "2026-04-16T00:00:00"),
-            "2026-04-30T00:00"
-        );
+        assert_eq!(next("0 0 15,L 4 *", "2026-04-16T00:00:00"), "2026-04-30T00:00");
         // The 13th is a Tuesday in January 2026, the first Friday of that week the 16th.
-        assert_eq!(
-            next("0 0 13 * 5", "2026-01-10T00:00:00"),
-            "2026-01-13T00:00"
-        );
-        assert_eq!(
-            next("0 0 13 * 5", "2026-01-13T00:01:00"),
-            "2026-01-16T00:00"
-        );
+        assert_eq!(next("0 0 13 * 5", "2026-01-10T00:00:00"), "2026-01-13T00:00");
+        assert_eq!(next("0 0 13 * 5", "2026-01-13T00:01:00"), "2026-01-16T00:00");
         // A star makes both necessary: an odd day that is a Monday.
-        assert_eq!(
-            next("0 0 */2 * 1", "2026-01-01T00:00:00"),
-            "2026-01-05T00:00"
-        );
-        assert_eq!(
-            next("0 0 */2 * 1", "2026-01-06T00:00:00"),
-            "2026-01-19T00:00"
-        );
+        assert_eq!(next("0 0 */2 * 1", "2026-01-01T00:00:00"), "2026-01-05T00:00");
+        assert_eq!(next("0 0 */2 * 1", "2026-01-06T00:00:00"), "2026-01-19T00:00");
         // A full list is a restriction, so either is enough: every day.
-        assert_eq!(
-            next("0 0 1-31 * 1", "2026-01-06T00:00:00"),
-            "2026-01-06T00:00"
-        );
+        assert_eq!(next("0 0 1-31 * 1", "2026-01-06T00:00:00"), "2026-01-06T00:00");
         assert_eq!(next("0 0 ? * 0", "2026-01-06T00:00:00"), "2026-01-11T00:00");
     }
 
@@ -154,10 +120,7 @@ mod tests {
     #[test]
     fn the_end_of_the_calendar_is_an_answer() {
         let expression: CronExpression = "0 0 1 1 *".parse().unwrap();
-        assert_eq!(
-            first_at_or_after(expression.sets(), NaiveDateTime::MAX),
-            None
-        );
+        assert_eq!(first_at_or_after(expression.sets(), NaiveDateTime::MAX), None);
         let last = NaiveDate::MAX.and_hms_opt(0, 0, 0).unwrap();
         assert_eq!(first_at_or_after(expression.sets(), last), None);
     }

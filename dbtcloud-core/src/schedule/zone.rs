@@ -75,12 +75,10 @@ impl FromStr for Zone {
     type Err = ScheduleError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        name.parse::<Tz>()
-            .map(Self)
-            .map_err(|_| ScheduleError::UnknownZone {
-                value: cut(name),
-                nearest: nearest(name),
-            })
+        name.parse::<Tz>().map(Self).map_err(|_| ScheduleError::UnknownZone {
+            value: cut(name),
+            nearest: nearest(name),
+        })
     }
 }
 
@@ -129,9 +127,7 @@ fn distance(left: &str, right: &str) -> usize {
             *first = previous;
         }
         for (cell, b) in row.iter_mut().skip(1).zip(right.bytes()) {
-            let cost = (diagonal + usize::from(a != b))
-                .min(previous + 1)
-                .min(*cell + 1);
+            let cost = (diagonal + usize::from(a != b)).min(previous + 1).min(*cell + 1);
             diagonal = *cell;
             *cell = cost;
             previous = cost;
@@ -166,10 +162,7 @@ mod tests {
         assert_eq!(suggestion("europe/berlin"), Some("Europe/Berlin"));
         assert_eq!(suggestion("Berlin"), Some("Europe/Berlin"));
         assert_eq!(suggestion("America/New York"), Some("America/New_York"));
-        assert_eq!(
-            suggestion("America/Los_Angelos"),
-            Some("America/Los_Angeles")
-        );
+        assert_eq!(suggestion("America/Los_Angelos"), Some("America/Los_Angeles"));
         assert_eq!(suggestion("Asia/Calcuta"), Some("Asia/Calcutta"));
         assert_eq!(suggestion("utc"), Some("UTC"));
         assert_eq!(suggestion("Middle-earth/Hobbiton"), None);

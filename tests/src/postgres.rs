@@ -1,0 +1,383 @@
+//! A private PostgreSQL for tests: on a free port of the loopback, in a directory of its own, gone with the
+//! test process. The server's programs are those of `/usr/lib/postgresql/*/bin` or of the `PATH`.
+//!
+//! [`database`] is what most tests want: a fresh database in a cluster that all tests of a run share.
+//! [`Cluster::start`] is for those that stop the server or want it durable.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A role that logs in with [`PASSWORD`] only; the role `postgres` needs none.
+pub const GUARDED_ROLE: &str = "guarded";
+/// Its password.
+pub const PASSWORD: &str = "correct-horse-battery";
+
+/// Ends whatever must not outlive its watcher: `$1` is the process that is watched, `$2` the server, `$3`
+/// the server's directory. A static of a test process is never dropped, and tests of a run may be many
+/// processes; so the shared cluster is watched from outside.
+const GUARDIAN: &str = r#"
+while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 0.3; done
+kill -QUIT "$2" 2>/dev/null
+while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
+rm -rf "$3"
+"#;
+
+/// A server of one test's own. Ended by its process id when dropped.
+pub struct Cluster {
+    directory: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts a server that does not flush to disk: quick, and lost with the machine.
+    pub fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// The same with PostgreSQL's own durability, for measurements.
+    pub fn start_durable() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(durable: bool) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("dbtcloud-postgres-")
+            .tempdir()
+            .expect("a directory");
+        Self::start_in(directory.keep(), durable)
+    }
+
+    fn start_in(directory: PathBuf, durable: bool) -> Self {
+        initialize(&directory, durable);
+        let mut cluster = Self {
+            directory,
+            port: 0,
+            server: None,
+        };
+        cluster.resume();
+        run(psql(cluster.port, "postgres").args([
+            "-c",
+            &format!("CREATE ROLE {GUARDED_ROLE} LOGIN SUPERUSER PASSWORD '{PASSWORD}'"),
+        ]));
+        cluster
+    }
+
+    /// Starts the server again after [`Cluster::kill`], at the same port.
+    pub fn resume(&mut self) {
+        let again = self.port != 0;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if !again {
+                self.port = free_port();
+            }
+            let mut command = as_server_user(&program("postgres"));
+            command
+                .arg("-D")
+                .arg(self.directory.join("data"))
+                .args(["-p", &self.port.to_string()]);
+            let log = File::options()
+                .create(true)
+                .append(true)
+                .open(self.directory.join("log"))
+                .expect("a log");
+            // In a group of its own: an interrupt of the tests is the guardian's business.
+            command
+                .process_group(0)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log);
+            let mut server = command.spawn().expect("postgres starts");
+            loop {
+                if psql(self.port, "postgres")
+                    .args(["-c", "SELECT 1"])
+                    .output()
+                    .is_ok_and(|o| o.status.success())
+                {
+                    self.server = Some(server);
+                    return;
+                }
+                if let Some(status) = server.try_wait().expect("a child") {
+                    // The port may have been taken meanwhile, or the old server be just on its way out.
+                    assert!(
+                        Instant::now() < deadline,
+                        "postgres ended with {status}:\n{}",
+                        self.log()
+                    );
+                    std::thread::sleep(Duration::from_millis(100));
+                    break;
+                }
+                assert!(Instant::now() < deadline, "postgres does not answer:\n{}", self.log());
+                std::thread::sleep(Duration::from_millis(30));
+            }
+        }
+    }
+
+    /// Ends the server as a power cut would, all its connections with it.
+    pub fn kill(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        // SIGQUIT: the server takes its children along and does not tidy up.
+        run(Command::new("kill").args(["-QUIT", &server.id().to_string()]));
+        let deadline = Instant::now() + PATIENCE;
+        while server.try_wait().expect("a child").is_none() {
+            assert!(Instant::now() < deadline, "postgres does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A fresh database. It lives as long as its cluster.
+    pub fn database(&self) -> Database {
+        Database::create(self.port)
+    }
+
+    /// The server's port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A database of one test's own; dropped with the value.
+pub struct Database {
+    port: u16,
+    name: String,
+}
+
+impl Database {
+    fn create(port: u16) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        run(psql(port, "postgres").args(["-c", &format!("CREATE DATABASE {name}")]));
+        Self { port, name }
+    }
+
+    /// How to reach it, as the role `postgres`.
+    pub fn url(&self) -> String {
+        format!(
+            "postgres://postgres@127.0.0.1:{}/{}?sslmode=disable",
+            self.port, self.name
+        )
+    }
+
+    /// How to reach it as [`GUARDED_ROLE`] with this password.
+    pub fn url_with(&self, password: &str) -> String {
+        format!(
+            "postgres://{GUARDED_ROLE}:{password}@127.0.0.1:{}/{}?sslmode=disable",
+            self.port, self.name
+        )
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its server's port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What a statement answers, unaligned and without headings.
+    pub fn ask(&self, statement: &str) -> String {
+        let output = run(psql(self.port, &self.name).args(["-A", "-t", "-c", statement]));
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let statement = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+        // A server that was stopped on purpose has nothing to drop.
+        let _ = psql(self.port, "postgres").args(["-c", &statement]).output();
+    }
+}
+
+/// A fresh database in the cluster that all tests of this run share.
+pub fn database() -> Database {
+    Database::create(shared_port())
+}
+
+/// The shared cluster: one per test process, or one per run where a runner starts a process for each test
+/// (nextest says so by `NEXTEST_RUN_ID`). The first comer starts it.
+fn shared_port() -> u16 {
+    let own = std::process::id();
+    let (key, watched) = match std::env::var("NEXTEST_RUN_ID") {
+        Ok(run) => (run, std::os::unix::process::parent_id()),
+        Err(_) => (own.to_string(), own),
+    };
+    let directory = std::env::temp_dir().join(format!("dbtcloud-postgres-{key}"));
+    fs::create_dir_all(&directory).expect("a directory");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(directory.join("lock"))
+        .expect("a lock");
+    lock.lock().expect("the lock");
+    let note = directory.join("port");
+    if let Ok(mut file) = File::open(&note) {
+        let mut text = String::new();
+        file.read_to_string(&mut text).expect("a port");
+        return text.trim().parse().expect("a port");
+    }
+    let mut cluster = Cluster::start_in(directory, false);
+    let server = cluster.server.take().expect("a server");
+    Command::new("sh")
+        .args([
+            "-c",
+            GUARDIAN,
+            "guardian",
+            &watched.to_string(),
+            &server.id().to_string(),
+        ])
+        .arg(&cluster.directory)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a guardian");
+    let port = cluster.port;
+    fs::write(&note, port.to_string()).expect("the port is noted");
+    // From here on the guardian's.
+    std::mem::forget(cluster);
+    port
+}
+
+fn initialize(directory: &Path, durable: bool) {
+    // The server runs as another user when this is root, and PostgreSQL refuses root.
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let data = directory.join("data");
+    fs::create_dir(&data).expect("a data directory");
+    if is_root() {
+        run(Command::new("chown").arg("-R").arg(SERVER_USER).arg(directory));
+    }
+    run(as_server_user(&program("initdb"))
+        .args([
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--no-sync",
+            "--locale=C.UTF-8",
+            "-D",
+        ])
+        .arg(&data));
+    let mut settings = format!(
+        "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nmax_connections = 300\n\
+         shared_buffers = 128MB\nlog_min_messages = warning\n",
+        directory.display()
+    );
+    if !durable {
+        settings.push_str("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n");
+    }
+    fs::write(data.join("postgresql.auto.conf"), settings).expect("settings");
+    let access = format!(
+        "local all all trust\nhost all {GUARDED_ROLE} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+    );
+    fs::write(data.join("pg_hba.conf"), access).expect("access rules");
+}
+
+const SERVER_USER: &str = "postgres";
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output().expect("id");
+    output.stdout.trim_ascii() == b"0"
+}
+
+/// A server program, as a user that may run it. `setpriv` becomes the program: the child's id is its own.
+fn as_server_user(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", SERVER_USER, "--regid", SERVER_USER, "--clear-groups", "--"])
+        .arg(program);
+    // Not a directory that only root may enter.
+    command.current_dir("/");
+    command
+}
+
+/// The newest of what is installed.
+fn program(name: &str) -> PathBuf {
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = installed
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin").join(name)))
+        })
+        .filter(|(_, path)| path.is_file())
+        .collect();
+    found.sort();
+    found.pop().map_or_else(|| PathBuf::from(name), |(_, path)| path)
+}
+
+fn psql(port: u16, database: &str) -> Command {
+    let mut command = Command::new(program("psql"));
+    command.args([
+        "-X",
+        "-q",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-h",
+        "127.0.0.1",
+        "-U",
+        "postgres",
+        "-d",
+        database,
+        "-p",
+    ]);
+    command
+        .arg(port.to_string())
+        .env("PGCONNECT_TIMEOUT", "5")
+        .env("PGSSLMODE", "disable");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// A port of the loopback that nobody listens at.
+pub fn closed_port() -> u16 {
+    let port = free_port();
+    assert!(
+        TcpStream::connect(("127.0.0.1", port)).is_err(),
+        "port {port} was free just now"
+    );
+    port
+}

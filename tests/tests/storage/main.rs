@@ -1,0 +1,21 @@
+//! The storage ports on the databases: the contract's suite on both engines, and what only a database can
+//! get wrong (schema, faults, races between processes).
+
+mod faults;
+mod migrations;
+mod names;
+mod pace;
+mod races;
+mod subjects;
+
+use dbtcloud_contract::suite::Subject;
+
+dbtcloud_contract::storage_suite!(sqlite, || async {
+    let file = subjects::sqlite().await;
+    Subject::storage(file.storage.clone()).keeping(file)
+});
+
+dbtcloud_contract::storage_suite!(postgres, || async {
+    let database = subjects::postgres().await;
+    Subject::storage(database.storage.clone()).keeping(database)
+});
