@@ -119,7 +119,7 @@ async fn full_reports(storage: SqlStorage, engine: &str) {
                 bytes: text.slice(..size),
             })
             .collect();
-        report.nodes = (0..900).map(|index| crate::races::node(index)).collect();
+        report.nodes = (0..900).map(crate::races::node).collect();
         let at = Instant::now();
         storage.report(&fence, &report).await.unwrap();
         times.push(at.elapsed());

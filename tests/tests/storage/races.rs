@@ -38,7 +38,7 @@ async fn a_reader_misses_nothing(storage: SqlStorage) {
         let mut report = batch(number);
         report.event = (number == 1).then_some(RunEvent::Started);
         report.steps = vec![step(u32::try_from(number).unwrap(), StepStatus::Running)];
-        report.nodes = (0..5).map(|index| node(index)).collect();
+        report.nodes = (0..5).map(node).collect();
         storage.report(&agent(&claimed), &report).await.unwrap();
     }
     cancel.await.unwrap();
@@ -133,8 +133,9 @@ async fn a_run_is_queued_with_the_callers_transaction_or_not_at_all() {
 #[tokio::test]
 async fn a_call_that_is_dropped_half_way_leaves_nothing() {
     let subject = subjects::sqlite().await;
+    let new = new_run(1);
     for round in 0..50 {
-        let call = subject.storage.enqueue(&new_run(1), at(0));
+        let call = subject.storage.enqueue(&new, at(0));
         let _ = tokio::time::timeout(std::time::Duration::from_micros(round * 20), call).await;
     }
     let queued = subject.storage.queued(ACCOUNT).await.unwrap();
