@@ -30,9 +30,7 @@ pub use cli::CliBackend;
 pub use env::{Environment, EnvironmentInfo, EnvironmentSpec, EnvironmentStore, find_uv};
 pub use error::EngineError;
 pub use events::{CommandEvent, NodeEvent, NodeEventKind};
-pub use invocation::{
-    Backend, Canceller, EngineEvent, Exit, ExitStatus, Invocation, Sink, Stop, Stopped, Usage,
-};
+pub use invocation::{Backend, Canceller, EngineEvent, Exit, ExitStatus, Invocation, Sink, Stop, Stopped, Usage};
 pub use native::NativeBackend;
 pub use warm::{WarmOptions, WarmParent};
 
@@ -53,11 +51,7 @@ pub struct EngineConfig {
 
 impl EngineConfig {
     /// With warm parents and without dbt 2.x.
-    pub fn new(
-        store: EnvironmentStore,
-        runtime_dir: impl Into<PathBuf>,
-        account: impl Into<String>,
-    ) -> Self {
+    pub fn new(store: EnvironmentStore, runtime_dir: impl Into<PathBuf>, account: impl Into<String>) -> Self {
         Self {
             store,
             runtime_dir: runtime_dir.into(),
@@ -109,10 +103,7 @@ impl Engine {
     pub async fn prepare(&self, spec: &EnvironmentSpec) -> Result<PreparedEngine, EngineError> {
         let config = &self.config;
         if version::resolve(&spec.dbt_version)? == version::DbtVersion::Native {
-            let binary = config
-                .native
-                .clone()
-                .ok_or(EngineError::NativeNotConfigured)?;
+            let binary = config.native.clone().ok_or(EngineError::NativeNotConfigured)?;
             return Ok(PreparedEngine {
                 environment: None,
                 preferred: None,
@@ -122,15 +113,10 @@ impl Engine {
         let environment = config.store.ensure(spec).await?;
         files::private_dir(&config.runtime_dir)?;
         let scripts = scripts::install(&config.runtime_dir)?;
-        let preferred = config.warm.clone().map(|options| {
-            WarmParent::new(
-                &config.runtime_dir,
-                &environment,
-                &config.account,
-                &scripts,
-                options,
-            )
-        });
+        let preferred = config
+            .warm
+            .clone()
+            .map(|options| WarmParent::new(&config.runtime_dir, &environment, &config.account, &scripts, options));
         let plain = CliBackend::new(environment.python(), scripts.cold);
         Ok(PreparedEngine {
             environment: Some(environment),
@@ -188,12 +174,7 @@ impl PreparedEngine {
         reply
     }
 
-    async fn run(
-        &self,
-        invocation: &Invocation,
-        sink: &Sink,
-        canceller: &Canceller,
-    ) -> Result<Reply, EngineError> {
+    async fn run(&self, invocation: &Invocation, sink: &Sink, canceller: &Canceller) -> Result<Reply, EngineError> {
         invocation.check()?;
         let mut fallback_reason = None;
         if let Some(warm) = &self.preferred {

@@ -261,6 +261,13 @@ def keep(conn, state):
     except Exception as error:  # before anything was started: say so, the caller goes the plain way
         send(conn, {"t": "refused", "reason": "%s before dbt was started" % type(error).__name__})
         return
+    # Two steps, so that a caller who gave up waiting can go another way and never has dbt started twice.
+    send(conn, {"t": "accepted"})
+    try:
+        if conn.recv(1) != b"G":
+            return
+    except OSError:
+        return
     conn.settimeout(None)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     pid = os.fork()
