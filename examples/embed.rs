@@ -16,31 +16,20 @@ async fn submit(repository: String, data: std::path::PathBuf) -> anyhow::Result<
     .await?;
     storage.migrate().await?;
     let program = std::env::current_exe()?.display().to_string();
-    let config = Config::new(
-        "embedded",
-        AgentLaunch::local(vec![program], &data, std::env::vars()),
-    );
-    let plane = ControlPlane::builder(
-        storage,
-        LocalExecutor::new(data.join("executions"))?,
-        config,
-    )
-    .artifacts(OpendalArtifacts::from_url(&format!(
-        "file://{}",
-        data.join("artifacts").display()
-    ))?)
-    .build();
+    let config = Config::new("embedded", AgentLaunch::local(vec![program], &data, std::env::vars()));
+    let plane = ControlPlane::builder(storage, LocalExecutor::new(data.join("executions"))?, config)
+        .artifacts(OpendalArtifacts::from_url(&format!(
+            "file://{}",
+            data.join("artifacts").display()
+        ))?)
+        .build();
     let running = plane.start(Roles::ALL).await?;
     let warehouse = data.join("warehouse.duckdb").display().to_string();
     let job = plane
         .install(&Blueprint::new("shop", repository, "duckdb").connect("path", warehouse))
         .await?;
     let run = plane
-        .trigger(
-            job.account,
-            job.id,
-            Trigger::new(CauseCategory::Api, "embedded"),
-        )
+        .trigger(job.account, job.id, Trigger::new(CauseCategory::Api, "embedded"))
         .await?;
     let run = plane.wait(job.account, run.id).await?;
     println!(

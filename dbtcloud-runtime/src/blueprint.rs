@@ -42,11 +42,7 @@ pub struct Blueprint {
 
 impl Blueprint {
     /// A project whose job is `dbt build` with the tested default dbt.
-    pub fn new(
-        name: impl Into<String>,
-        repository: impl Into<String>,
-        adapter: impl Into<String>,
-    ) -> Self {
+    pub fn new(name: impl Into<String>, repository: impl Into<String>, adapter: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             repository: repository.into(),
@@ -97,10 +93,7 @@ impl ControlPlane {
     pub async fn install(&self, blueprint: &Blueprint) -> Result<Record<Job>> {
         let (catalog, now) = (self.catalog(), self.clock().now());
         let own = dbtcloud_core::id::AccountId::new(0);
-        let account = catalog
-            .create(own, &Account::new(&blueprint.name), now)
-            .await?
-            .id;
+        let account = catalog.create(own, &Account::new(&blueprint.name), now).await?.id;
         let project = Project {
             name: blueprint.name.clone(),
             description: String::new(),

@@ -134,8 +134,7 @@ async fn remove_orphans(plane: &ControlPlane) -> Result<u64> {
         for (run, attempt) in page {
             let state = states.iter().find(|state| state.run == *run);
             // Gone for certain: terminal, overtaken, or unknown to a storage that answered.
-            let orphan =
-                state.is_none_or(|state| state.status.is_terminal() || state.attempt > *attempt);
+            let orphan = state.is_none_or(|state| state.status.is_terminal() || state.attempt > *attempt);
             if orphan {
                 plane
                     .executor()
@@ -189,20 +188,14 @@ async fn move_run(
             area: Area::Logs,
             path: log_path(index)?,
         };
-        let written = artifacts
-            .put(&key, plane.step_log_stream(account, step))
-            .await?;
+        let written = artifacts.put(&key, plane.step_log_stream(account, step)).await?;
         let kept = artifacts.stat(&key).await?.map(|meta| meta.bytes);
         if written != length || kept != Some(length) {
             return Err(Error::unavailable(format!(
                 "log of run {run} step {index} has {length} bytes, the artifact store kept {kept:?}"
             )));
         }
-        match plane
-            .logs()
-            .moved(account, run, index, length, key.path.as_str())
-            .await
-        {
+        match plane.logs().moved(account, run, index, length, key.path.as_str()).await {
             Ok(()) => moved += 1,
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) => return Err(error),
@@ -228,13 +221,7 @@ async fn remove_folders(plane: &ControlPlane) -> Result<u64> {
         }
     }
     // Listed after the folders: an execution that begins in between is in this list.
-    let alive: BTreeSet<ExecutionId> = plane
-        .executor()
-        .list()
-        .await?
-        .into_iter()
-        .map(|one| one.id)
-        .collect();
+    let alive: BTreeSet<ExecutionId> = plane.executor().list().await?.into_iter().map(|one| one.id).collect();
     let mut removed = 0;
     for id in found.into_iter().filter(|id| !alive.contains(id)) {
         match tokio::fs::remove_dir_all(root.join(id.to_string())).await {

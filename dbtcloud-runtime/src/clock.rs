@@ -12,10 +12,7 @@ pub struct SystemClock;
 
 #[async_trait]
 impl Clock for SystemClock {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the wall clock"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     fn now(&self) -> Timestamp {
         let since = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -23,10 +20,7 @@ impl Clock for SystemClock {
         Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
 
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one place that sleeps on tokio's timer"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "the one place that sleeps on tokio's timer")]
     async fn sleep(&self, span: Duration) {
         tokio::time::sleep(span).await;
     }

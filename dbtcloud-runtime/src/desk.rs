@@ -19,9 +19,7 @@ use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 
 use crate::plane::ControlPlane;
-use crate::protocol::{
-    FRAME_LIMIT_BYTES, Redeem, Refusal, Report, ReportAck, RunPlan, Stored, status_of,
-};
+use crate::protocol::{FRAME_LIMIT_BYTES, Redeem, Refusal, Report, ReportAck, RunPlan, Stored, status_of};
 use crate::{plan, plane};
 
 /// The shortest key an agent may bind, in bytes.
@@ -50,8 +48,7 @@ impl IntoResponse for Refused {
             }
             _ => tracing::debug!(error = %error.chain(), "agent request refused"),
         }
-        let status = StatusCode::from_u16(status_of(error.kind()))
-            .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let status = StatusCode::from_u16(status_of(error.kind())).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         (
             status,
             Json(Refusal {
@@ -93,11 +90,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
 /// `Unavailable`, with the path.
 pub(crate) async fn listen(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
     let cannot = |error: std::io::Error| {
-        Error::unavailable(format!(
-            "agents' socket {} cannot be opened",
-            path.display()
-        ))
-        .because(error)
+        Error::unavailable(format!("agents' socket {} cannot be opened", path.display())).because(error)
     };
     match tokio::fs::remove_file(path).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(cannot(error)),
@@ -105,9 +98,7 @@ pub(crate) async fn listen(path: &std::path::Path) -> Result<tokio::net::UnixLis
     }
     let listener = tokio::net::UnixListener::bind(path).map_err(cannot)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    tokio::fs::set_permissions(path, mode)
-        .await
-        .map_err(cannot)?;
+    tokio::fs::set_permissions(path, mode).await.map_err(cannot)?;
     Ok(listener)
 }
 
@@ -116,19 +107,9 @@ pub(crate) fn digest(text: &str) -> Digest {
     Digest(Sha256::digest(text.as_bytes()).into())
 }
 
-async fn redeem(
-    State(plane): State<ControlPlane>,
-    Json(ask): Json<Redeem>,
-) -> Answer<Json<RunPlan>> {
-    if ask.key.len() < KEY_MIN_BYTES
-        || ask.key.len() > KEY_MAX_BYTES
-        || ask.ticket.len() > KEY_MAX_BYTES
-    {
-        return Err(Error::invalid(
-            "key",
-            format!("expected {KEY_MIN_BYTES} to {KEY_MAX_BYTES} bytes"),
-        )
-        .into());
+async fn redeem(State(plane): State<ControlPlane>, Json(ask): Json<Redeem>) -> Answer<Json<RunPlan>> {
+    if ask.key.len() < KEY_MIN_BYTES || ask.key.len() > KEY_MAX_BYTES || ask.ticket.len() > KEY_MAX_BYTES {
+        return Err(Error::invalid("key", format!("expected {KEY_MIN_BYTES} to {KEY_MAX_BYTES} bytes")).into());
     }
     let now = plane.clock().now();
     let identity = plane
@@ -150,29 +131,16 @@ async fn identify(plane: &ControlPlane, headers: &HeaderMap) -> Result<AgentIden
 
 /// The run of an agent that is still its run.
 async fn living_run(plane: &ControlPlane, identity: &AgentIdentity) -> Result<Run> {
-    let run = plane
-        .runs()
-        .get(identity.account, identity.fence.run())
-        .await?;
-    let current = identity.fence.holder()
-        == Holder::Agent {
-            attempt: run.attempt,
-        };
+    let run = plane.runs().get(identity.account, identity.fence.run()).await?;
+    let current = identity.fence.holder() == Holder::Agent { attempt: run.attempt };
     if !current || run.status.is_terminal() {
         plane.metrics().fenced_reports.add(1);
-        return Err(Error::fenced(format!(
-            "run {} is no longer this agent's",
-            run.id
-        )));
+        return Err(Error::fenced(format!("run {} is no longer this agent's", run.id)));
     }
     Ok(run)
 }
 
-async fn report(
-    State(plane): State<ControlPlane>,
-    headers: HeaderMap,
-    frame: Bytes,
-) -> Answer<Json<ReportAck>> {
+async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: Bytes) -> Answer<Json<ReportAck>> {
     let identity = identify(&plane, &headers).await?;
     let report = Report::decode(frame)?;
     let log_bytes: u64 = report.logs.iter().map(|part| part.bytes.len() as u64).sum();
@@ -228,14 +196,7 @@ async fn put_debug_log(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Json<Stored>> {
-    store(
-        &plane,
-        &headers,
-        Area::Logs,
-        plane::debug_log_path(step)?,
-        body,
-    )
-    .await
+    store(&plane, &headers, Area::Logs, plane::debug_log_path(step)?, body).await
 }
 
 async fn store(
@@ -282,10 +243,7 @@ async fn get_state(
     let source = match run.new.retry_of {
         Some(earlier) => plane.runs().get(identity.account, earlier).await?,
         None => {
-            let job = plane
-                .catalog()
-                .fetch::<Job>(identity.account, run.new.job)
-                .await?;
+            let job = plane.catalog().fetch::<Job>(identity.account, run.new.job).await?;
             plane
                 .deferred_to(&job)
                 .await?
@@ -308,8 +266,5 @@ async fn get_state(
         path: file.parse()?,
     };
     let stream = plane.artifacts()?.open(&key, ByteRange::default()).await?;
-    Ok(
-        Body::from_stream(stream.map_err(|error| std::io::Error::other(error.to_string())))
-            .into_response(),
-    )
+    Ok(Body::from_stream(stream.map_err(|error| std::io::Error::other(error.to_string()))).into_response())
 }

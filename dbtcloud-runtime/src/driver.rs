@@ -7,8 +7,8 @@ use dbtcloud_core::catalog::{CatalogExt, Entity, Query, Record};
 use dbtcloud_core::job::{FAILURES_TO_DEACTIVATE, Job};
 use dbtcloud_core::page::PAGE_LIMIT;
 use dbtcloud_core::ports::{
-    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunFilter, RunPatch, TicketIssue,
-    Workload, WorkloadLimits,
+    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunFilter, RunPatch, TicketIssue, Workload,
+    WorkloadLimits,
 };
 use dbtcloud_core::run::{CauseCategory, Request, Run, RunEvent, RunStatus, Trigger};
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
@@ -67,14 +67,7 @@ async fn start(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
     if let Err(error) = plan::make(plane, run).await {
         return match error.kind() {
             ErrorKind::Unavailable if !late(plane, run) => Err(error),
-            _ => {
-                fail(
-                    plane,
-                    driven,
-                    format!("The run cannot start: {}", error.chain()),
-                )
-                .await
-            }
+            _ => fail(plane, driven, format!("The run cannot start: {}", error.chain())).await,
         };
     }
     let now = plane.clock().now();
@@ -96,10 +89,7 @@ async fn start(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
         "DBTCLOUD_WORK_DIR".to_owned(),
         launch.work_dir.join(id.to_string()).display().to_string(),
     );
-    environment.insert(
-        "DBTCLOUD_CACHE_DIR".to_owned(),
-        launch.cache_dir.display().to_string(),
-    );
+    environment.insert("DBTCLOUD_CACHE_DIR".to_owned(), launch.cache_dir.display().to_string());
     let lifetime = Duration::from_secs(run.new.spec.timeout_seconds)
         .saturating_add(plane.config().provision_timeout)
         .saturating_add(plane.config().grace.saturating_mul(4));
@@ -152,10 +142,7 @@ fn how(exit: &Exit) -> String {
 /// The execution is gone while its run is not over: the run ends too.
 async fn ended(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Result<Next> {
     // The agent's last report may have come in between; what it said counts.
-    let run = plane
-        .runs()
-        .get(driven.run.new.account, driven.run.id)
-        .await?;
+    let run = plane.runs().get(driven.run.new.account, driven.run.id).await?;
     if run.status.is_terminal() {
         return Ok(Next::Keep);
     }
@@ -164,20 +151,14 @@ async fn ended(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Res
         _ => "is gone".to_owned(),
     };
     if run.status == RunStatus::Cancelling {
-        let said = run
-            .message
-            .clone()
-            .unwrap_or_else(|| "Cancelled.".to_owned());
-        let message =
-            format!("{said} Confirmed: nothing of the run is executing any more; its agent {end}.");
+        let said = run.message.clone().unwrap_or_else(|| "Cancelled.".to_owned());
+        let message = format!("{said} Confirmed: nothing of the run is executing any more; its agent {end}.");
         return change(plane, driven, &run, RunEvent::Stopped, message).await;
     }
     let message = if run.status == RunStatus::Starting {
         format!("The run's agent {end} before it began.")
     } else {
-        format!(
-            "The run's agent {end} before the run was over; its dbt processes were ended with it."
-        )
+        format!("The run's agent {end} before the run was over; its dbt processes were ended with it.")
     };
     // What the agent started ends with its execution: removed before the run says so.
     plane.executor().remove(name_of(&run)).await?;
@@ -190,30 +171,20 @@ async fn insist(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
     let asked = run.cancel_requested_at.unwrap_or(run.updated_at);
     let patience = plane.config().grace.saturating_add(MARGIN);
     if run.started_at.is_none() || plane.clock().now().since(asked) > patience {
-        plane
-            .executor()
-            .cancel(name_of(run), plane.config().grace)
-            .await?;
+        plane.executor().cancel(name_of(run), plane.config().grace).await?;
     }
     Ok(Next::Keep)
 }
 
 /// The execution is there. It is ended when it does not begin, is silent, or takes too long.
-async fn overdue(
-    plane: &ControlPlane,
-    driven: &Driven,
-    waits_for: Option<&String>,
-) -> Result<Next> {
+async fn overdue(plane: &ControlPlane, driven: &Driven, waits_for: Option<&String>) -> Result<Next> {
     let run = &driven.run;
     let (now, config) = (plane.clock().now(), plane.config());
     if run.status == RunStatus::Starting {
         if !late(plane, run) {
             return Ok(Next::Keep);
         }
-        plane
-            .executor()
-            .cancel(name_of(run), Duration::ZERO)
-            .await?;
+        plane.executor().cancel(name_of(run), Duration::ZERO).await?;
         let reason = waits_for.map_or("its agent did not report", String::as_str);
         let limit = config.provision_timeout.as_secs();
         return fail(
@@ -239,13 +210,7 @@ async fn fail(plane: &ControlPlane, driven: &Driven, message: String) -> Result<
     change(plane, driven, &driven.run, RunEvent::Failed, message).await
 }
 
-async fn change(
-    plane: &ControlPlane,
-    driven: &Driven,
-    run: &Run,
-    event: RunEvent,
-    message: String,
-) -> Result<Next> {
+async fn change(plane: &ControlPlane, driven: &Driven, run: &Run, event: RunEvent, message: String) -> Result<Next> {
     let now = plane.clock().now();
     let change = RunChange::new(run.status, event, RunPatch::message(message), now)?;
     plane.runs().change(&driven.fence, &change).await?;
@@ -258,10 +223,7 @@ async fn change(
 async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Result<Next> {
     let run = &driven.run;
     let ended = run.finished_at.unwrap_or(run.updated_at);
-    let lingers = matches!(
-        seen,
-        Observation::Pending { .. } | Observation::Running { .. }
-    );
+    let lingers = matches!(seen, Observation::Pending { .. } | Observation::Running { .. });
     if lingers && plane.clock().now().since(ended) < FAREWELL {
         return Ok(Next::Keep);
     }
@@ -269,10 +231,7 @@ async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> 
     chain(plane, run).await?;
     deactivate(plane, run).await?;
     plane.metrics().run_ended(run.status);
-    plane
-        .runs()
-        .release(&[driven.fence], plane.clock().now())
-        .await?;
+    plane.runs().release(&[driven.fence], plane.clock().now()).await?;
     Ok(Next::Settled)
 }
 
@@ -293,9 +252,7 @@ async fn chain(plane: &ControlPlane, run: &Run) -> Result<()> {
         for job in &page.items {
             let waits = job.completion_trigger.as_ref().is_some_and(|trigger| {
                 let warned = outcome == dbtcloud_core::run::Outcome::Warned
-                    && trigger
-                        .outcomes
-                        .contains(&dbtcloud_core::run::Outcome::Success);
+                    && trigger.outcomes.contains(&dbtcloud_core::run::Outcome::Success);
                 trigger.job == run.new.job && (trigger.outcomes.contains(&outcome) || warned)
             });
             if waits && !job.deactivated {
@@ -310,21 +267,12 @@ async fn chain(plane: &ControlPlane, run: &Run) -> Result<()> {
 }
 
 async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()> {
-    let account = plane
-        .catalog()
-        .fetch(run.new.account, run.new.account)
-        .await?;
-    let environment = plane
-        .catalog()
-        .fetch(run.new.account, job.environment)
-        .await?;
+    let account = plane.catalog().fetch(run.new.account, run.new.account).await?;
+    let environment = plane.catalog().fetch(run.new.account, job.environment).await?;
     let now = plane.clock().now();
     let trigger = Trigger::new(
         CauseCategory::JobCompletion,
-        &format!(
-            "Triggered by the end of run {} of job {}",
-            run.id, run.new.job
-        ),
+        &format!("Triggered by the end of run {} of job {}", run.id, run.new.job),
     );
     let request = Request {
         account: &account,
@@ -359,25 +307,13 @@ async fn deactivate(plane: &ControlPlane, run: &Run) -> Result<()> {
     };
     let newest = plane
         .runs()
-        .list(
-            run.new.account,
-            &filter,
-            Page::new(FAILURES_TO_DEACTIVATE, 0),
-        )
+        .list(run.new.account, &filter, Page::new(FAILURES_TO_DEACTIVATE, 0))
         .await?;
-    let failures = newest
-        .items
-        .iter()
-        .filter(|run| run.status == RunStatus::Error)
-        .count();
+    let failures = newest.items.iter().filter(|run| run.status == RunStatus::Error).count();
     if failures < FAILURES_TO_DEACTIVATE as usize {
         return Ok(());
     }
-    let mut job = match plane
-        .catalog()
-        .fetch::<Job>(run.new.account, run.new.job)
-        .await
-    {
+    let mut job = match plane.catalog().fetch::<Job>(run.new.account, run.new.job).await {
         Ok(job) if !job.deactivated => job,
         Ok(_) => return Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),

@@ -77,10 +77,7 @@ impl Metrics {
             RunStatus::Warned => self.runs_warned.add(1),
             RunStatus::Error => self.runs_failed.add(1),
             RunStatus::Cancelled => self.runs_cancelled.add(1),
-            RunStatus::Queued
-            | RunStatus::Starting
-            | RunStatus::Running
-            | RunStatus::Cancelling => {}
+            RunStatus::Queued | RunStatus::Starting | RunStatus::Running | RunStatus::Cancelling => {}
         }
     }
 

@@ -39,11 +39,8 @@ pub const VARIABLE_LIMIT: usize = 5_000;
 /// `Invalid` when something that the run needs is missing, naming it; those of storage and vault.
 pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
     let (account, catalog) = (run.new.account, plane.catalog());
-    let missing =
-        |what: &'static str, instead: &str| Error::invalid(what, format!("expected {instead}"));
-    let environment = catalog
-        .fetch::<Environment>(account, run.new.environment)
-        .await?;
+    let missing = |what: &'static str, instead: &str| Error::invalid(what, format!("expected {instead}"));
+    let environment = catalog.fetch::<Environment>(account, run.new.environment).await?;
     let project = catalog.fetch::<Project>(account, run.new.project).await?;
     let repository_id = project.repository.ok_or_else(|| {
         missing(
@@ -52,28 +49,19 @@ pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
         )
     })?;
     let repository = catalog.fetch::<Repository>(account, repository_id).await?;
-    let connection_id = environment
-        .connection
-        .or(project.connection)
-        .ok_or_else(|| {
-            missing(
-                "connection_id",
-                &format!("environment '{}' to have a connection", environment.name),
-            )
-        })?;
+    let connection_id = environment.connection.or(project.connection).ok_or_else(|| {
+        missing(
+            "connection_id",
+            &format!("environment '{}' to have a connection", environment.name),
+        )
+    })?;
     let connection = catalog.fetch::<Connection>(account, connection_id).await?;
     let credentials = match environment.credentials {
         Some(id) => Some(catalog.fetch::<Credentials>(account, id).await?),
         None => None,
     };
     let extended = match environment.extended_attributes {
-        Some(id) => {
-            catalog
-                .fetch::<ExtendedAttributes>(account, id)
-                .await?
-                .body
-                .fields
-        }
+        Some(id) => catalog.fetch::<ExtendedAttributes>(account, id).await?.body.fields,
         None => Extras::new(),
     };
     let job = catalog.fetch::<Job>(account, run.new.job).await?;
@@ -105,10 +93,7 @@ pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
     for (name, value) in own_variables(plane, account, run).await? {
         let value = match value {
             Value::Plain(value) => value,
-            Value::Sealed(sealed) => keep(
-                plane.vault()?.open(context::VARIABLE, &sealed).await?,
-                &mut secrets,
-            ),
+            Value::Sealed(sealed) => keep(plane.vault()?.open(context::VARIABLE, &sealed).await?, &mut secrets),
         };
         variables.insert(name, value);
     }
@@ -117,11 +102,12 @@ pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
         (None, Some(_)) => Some(StateUse::Defer),
         (None, None) => None,
     };
-    let schema = run.new.spec.schema.clone().or_else(|| {
-        credentials
-            .as_ref()
-            .and_then(|record| record.schema.clone())
-    });
+    let schema = run
+        .new
+        .spec
+        .schema
+        .clone()
+        .or_else(|| credentials.as_ref().and_then(|record| record.schema.clone()));
     let spec = &run.new.spec;
     Ok(RunPlan {
         account,
@@ -133,10 +119,7 @@ pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
         steps: plan_steps(spec, &connection.name),
         git: GitSource {
             url: repository.remote_url.clone(),
-            branch: spec
-                .git_branch
-                .clone()
-                .or_else(|| repository.default_branch.clone()),
+            branch: spec.git_branch.clone().or_else(|| repository.default_branch.clone()),
             commit: spec.git_sha.clone(),
             subdirectory: project.subdirectory.clone(),
             login,
@@ -174,13 +157,7 @@ async fn opened(
 ) -> Result<Extras> {
     let mut fields = plain.clone();
     for (name, value) in sealed {
-        let value = keep(
-            plane
-                .vault()?
-                .open(&format!("{context}.{name}"), value)
-                .await?,
-            secrets,
-        );
+        let value = keep(plane.vault()?.open(&format!("{context}.{name}"), value).await?, secrets);
         fields.insert(name.clone(), value.into());
     }
     Ok(fields)
@@ -201,10 +178,7 @@ async fn git_login(
             }
         }
         GitAccess::DeployKey { private_key, .. } => {
-            let key = plane
-                .vault()?
-                .open(context::REPOSITORY, private_key)
-                .await?;
+            let key = plane.vault()?.open(context::REPOSITORY, private_key).await?;
             GitLogin::DeployKey {
                 private_key: keep(key, secrets),
             }
@@ -212,11 +186,7 @@ async fn git_login(
     })
 }
 
-async fn own_variables(
-    plane: &ControlPlane,
-    account: AccountId,
-    run: &Run,
-) -> Result<Vec<(String, Value)>> {
+async fn own_variables(plane: &ControlPlane, account: AccountId, run: &Run) -> Result<Vec<(String, Value)>> {
     let query = Query::new(Variable::KIND, account).in_project(run.new.project);
     let mut all: Vec<Record<Variable>> = Vec::new();
     loop {
@@ -277,15 +247,9 @@ pub fn injected(run: &Run, environment: &Environment) -> BTreeMap<String, String
     ];
     let mut variables = BTreeMap::from([
         ("DBT_ENV".to_owned(), "prod".to_owned()),
-        (
-            "DBT_CLOUD_ENVIRONMENT_NAME".to_owned(),
-            environment.name.clone(),
-        ),
+        ("DBT_CLOUD_ENVIRONMENT_NAME".to_owned(), environment.name.clone()),
         ("DBT_CLOUD_ENVIRONMENT_TYPE".to_owned(), kind.to_owned()),
-        (
-            "DBT_CLOUD_INVOCATION_CONTEXT".to_owned(),
-            context.to_owned(),
-        ),
+        ("DBT_CLOUD_INVOCATION_CONTEXT".to_owned(), context.to_owned()),
     ]);
     for (name, value) in ids {
         variables.insert(format!("DBT_ENV_CUSTOM_ENV_{name}"), value.clone());
@@ -293,10 +257,7 @@ pub fn injected(run: &Run, environment: &Environment) -> BTreeMap<String, String
     }
     if let Some(id) = pull_request {
         variables.insert("DBT_CLOUD_PR_ID".to_owned(), id.to_string());
-        variables.insert(
-            "DBT_ENV_CUSTOM_ENV_DBT_CLOUD_PR_ID".to_owned(),
-            id.to_string(),
-        );
+        variables.insert("DBT_ENV_CUSTOM_ENV_DBT_CLOUD_PR_ID".to_owned(), id.to_string());
     }
     if let Some(sha) = &trigger.git_sha {
         variables.insert("DBT_CLOUD_GIT_SHA".to_owned(), sha.clone());

@@ -8,8 +8,8 @@ mod trigger;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Executor, Journal, Leases, Logs, Owner, Runs, Schedules, Sessions,
-    Storage, Tickets, Vault, Volume,
+    Artifacts, Catalog, Clock, Executor, Journal, Leases, Logs, Owner, Runs, Schedules, Sessions, Storage, Tickets,
+    Vault, Volume,
 };
 use dbtcloud_core::{Error, Result};
 use tokio::sync::{Notify, watch};
@@ -61,9 +61,8 @@ impl Running {
     /// `Unavailable` when a loop had panicked.
     pub async fn stop(self) -> Result<()> {
         self.shutdown.cancel();
-        let ended = |error: tokio::task::JoinError| {
-            Error::unavailable("the control plane's loops ended").because(error)
-        };
+        let ended =
+            |error: tokio::task::JoinError| Error::unavailable("the control plane's loops ended").because(error);
         self.loops.await.map_err(ended)??;
         match self.door {
             Some(door) => door.await.map_err(ended),
@@ -146,11 +145,7 @@ impl Builder {
 
 impl ControlPlane {
     /// Begins to put a control plane together.
-    pub fn builder(
-        storage: impl Storage,
-        executor: impl Executor + 'static,
-        config: Config,
-    ) -> Builder {
+    pub fn builder(storage: impl Storage, executor: impl Executor + 'static, config: Config) -> Builder {
         Builder {
             shared: Shared {
                 storage: Arc::new(storage),
@@ -299,8 +294,7 @@ impl ControlPlane {
                 let listener = desk::listen(std::path::Path::new(path)).await?;
                 let (router, shutdown) = (self.agent_router(), shutdown.clone());
                 Some(tokio::spawn(async move {
-                    let served = axum::serve(listener, router)
-                        .with_graceful_shutdown(shutdown.cancelled_owned());
+                    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
                     if let Err(error) = served.await {
                         tracing::error!(%error, "the agents' door closed");
                     }
@@ -310,11 +304,7 @@ impl ControlPlane {
         };
         let (plane, token) = (self.clone(), shutdown.clone());
         let loops = tokio::spawn(async move { plane.run(roles, token).await });
-        Ok(Running {
-            shutdown,
-            loops,
-            door,
-        })
+        Ok(Running { shutdown, loops, door })
     }
 
     /// Runs the loops until `shutdown`. Runs that execute go on without it and are found again by the next

@@ -218,9 +218,8 @@ impl Report {
             event: self.event,
             patch: self.patch.clone(),
         };
-        let header = serde_json::to_vec(&header).map_err(|e| {
-            Error::new(ErrorKind::Invalid, "report cannot be written as JSON").because(e)
-        })?;
+        let header = serde_json::to_vec(&header)
+            .map_err(|e| Error::new(ErrorKind::Invalid, "report cannot be written as JSON").because(e))?;
         if header.len() > HEADER_LIMIT_BYTES || logs > BATCH_LIMIT_BYTES {
             return Err(Error::invalid(
                 "report",
@@ -252,8 +251,8 @@ impl Report {
         if length > HEADER_LIMIT_BYTES || length > frame.len() {
             return Err(bad("expected a header as long as its length says"));
         }
-        let header: Header = serde_json::from_slice(&frame.split_to(length))
-            .map_err(|e| bad("expected a JSON header").because(e))?;
+        let header: Header =
+            serde_json::from_slice(&frame.split_to(length)).map_err(|e| bad("expected a JSON header").because(e))?;
         let mut logs = Vec::with_capacity(header.logs.len());
         for (step, offset, bytes) in header.logs {
             if bytes as usize > frame.len() {
@@ -352,10 +351,7 @@ mod tests {
             ..Report::default()
         };
         let frame = report.encode().ok();
-        assert_eq!(
-            frame.and_then(|frame| Report::decode(frame).ok()),
-            Some(report)
-        );
+        assert_eq!(frame.and_then(|frame| Report::decode(frame).ok()), Some(report));
     }
 
     #[test]

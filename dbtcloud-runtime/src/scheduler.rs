@@ -50,11 +50,7 @@ pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
                 true
             }
         };
-        let pause = if failed {
-            FAILURE_PAUSE
-        } else {
-            scheduler.pause().await
-        };
+        let pause = if failed { FAILURE_PAUSE } else { scheduler.pause().await };
         plane.clock().sleep(TICK_GAP).await;
         tokio::select! {
             () = shutdown.cancelled() => {}
@@ -174,12 +170,7 @@ impl Scheduler {
         let Some(seen) = entry.next_at else {
             return Ok(false);
         };
-        let job = match self
-            .plane
-            .catalog()
-            .fetch::<Job>(entry.account, entry.job)
-            .await
-        {
+        let job = match self.plane.catalog().fetch::<Job>(entry.account, entry.job).await {
             Ok(job) => job,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let off = ScheduleEntry {
@@ -192,19 +183,14 @@ impl Scheduler {
             }
             Err(error) => return Err(error),
         };
-        let Some(schedule) = job
-            .active_schedule()
-            .filter(|_| job.version == entry.job_version)
-        else {
+        let Some(schedule) = job.active_schedule().filter(|_| job.version == entry.job_version) else {
             self.plane.set_hand(&job).await?;
             return Ok(false);
         };
         let next = schedule.next_after(seen.max(now));
         let trigger = Trigger::new(CauseCategory::Scheduled, "scheduled");
         let account = cache.account(&self.plane, job.account).await?;
-        let environment = cache
-            .environment(&self.plane, job.account, job.environment)
-            .await?;
+        let environment = cache.environment(&self.plane, job.account, job.environment).await?;
         let request = Request {
             account: &account,
             job: &job,
@@ -320,10 +306,7 @@ impl Scheduler {
     }
 
     fn room(&self) -> usize {
-        self.plane
-            .config()
-            .run_capacity
-            .saturating_sub(self.driven.len())
+        self.plane.config().run_capacity.saturating_sub(self.driven.len())
     }
 
     fn take(&mut self, claimed: Vec<Claimed>) {
@@ -335,12 +318,11 @@ impl Scheduler {
     /// Takes every driven run one step further. A failure concerns one run and is tried again.
     async fn drive(&mut self) -> usize {
         let plane = &self.plane;
-        let steps: Vec<(RunId, Result<Next>)> =
-            futures::stream::iter(self.driven.values().cloned())
-                .map(|driven| async move { (driven.run.id, driver::drive(plane, &driven).await) })
-                .buffer_unordered(DRIVE_WIDTH)
-                .collect()
-                .await;
+        let steps: Vec<(RunId, Result<Next>)> = futures::stream::iter(self.driven.values().cloned())
+            .map(|driven| async move { (driven.run.id, driver::drive(plane, &driven).await) })
+            .buffer_unordered(DRIVE_WIDTH)
+            .collect()
+            .await;
         let mut settled = 0;
         for (run, step) in steps {
             match step {
@@ -371,12 +353,7 @@ impl Scheduler {
         if fences.is_empty() {
             return;
         }
-        if let Err(error) = self
-            .plane
-            .runs()
-            .release(&fences, self.plane.clock().now())
-            .await
-        {
+        if let Err(error) = self.plane.runs().release(&fences, self.plane.clock().now()).await {
             tracing::warn!(error = %error.chain(), "leases could not be given up; they expire");
         }
     }

@@ -29,9 +29,7 @@ pub struct KeyringVault {
 
 impl std::fmt::Debug for KeyringVault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.keys.iter().map(|(id, _)| id))
-            .finish()
+        f.debug_list().entries(self.keys.iter().map(|(id, _)| id)).finish()
     }
 }
 
@@ -48,12 +46,7 @@ impl KeyringVault {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let expected = || {
-                Error::invalid(
-                    "key",
-                    format!("line {number}: expected {KEY_BYTES} bytes in base64"),
-                )
-            };
+            let expected = || Error::invalid("key", format!("line {number}: expected {KEY_BYTES} bytes in base64"));
             let bytes = Zeroizing::new(STANDARD.decode(line).map_err(|_| expected())?);
             if bytes.len() != KEY_BYTES {
                 return Err(expected());
@@ -115,10 +108,7 @@ impl Vault for KeyringVault {
             .map_err(|_| Error::new(ErrorKind::Invalid, "secret cannot be sealed"))?;
         let mut bytes = nonce.to_vec();
         bytes.extend_from_slice(&sealed);
-        Ok(Sealed::new(format!(
-            "{VERSION}.{id}.{}",
-            STANDARD.encode(bytes)
-        )))
+        Ok(Sealed::new(format!("{VERSION}.{id}.{}", STANDARD.encode(bytes))))
     }
 
     async fn open(&self, context: &str, sealed: &Sealed) -> Result<Secret> {
@@ -131,15 +121,11 @@ impl Vault for KeyringVault {
         if version != VERSION {
             return Err(broken());
         }
-        let (_, cipher) = self
-            .keys
-            .iter()
-            .find(|(known, _)| known == id)
-            .ok_or_else(|| {
-                Error::unavailable(format!(
-                    "key {id} that sealed a secret ({context}) is not in the key file"
-                ))
-            })?;
+        let (_, cipher) = self.keys.iter().find(|(known, _)| known == id).ok_or_else(|| {
+            Error::unavailable(format!(
+                "key {id} that sealed a secret ({context}) is not in the key file"
+            ))
+        })?;
         let bytes = STANDARD.decode(body).map_err(|_| broken())?;
         if bytes.len() < NONCE_BYTES {
             return Err(broken());
@@ -152,9 +138,7 @@ impl Vault for KeyringVault {
         let plain = cipher
             .decrypt(XNonce::from_slice(nonce), payload)
             .map_err(|_| broken())?;
-        String::from_utf8(plain)
-            .map(Secret::new)
-            .map_err(|_| broken())
+        String::from_utf8(plain).map(Secret::new).map_err(|_| broken())
     }
 }
 
@@ -165,10 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn rotation_keeps_old_envelopes_readable_and_a_lost_key_says_which() {
-        let (old, new) = (
-            KeyringVault::generate().unwrap(),
-            KeyringVault::generate().unwrap(),
-        );
+        let (old, new) = (KeyringVault::generate().unwrap(), KeyringVault::generate().unwrap());
         let before = KeyringVault::from_text(old.expose()).unwrap();
         let sealed = before
             .seal("connection.password", &Secret::new("hunter2"))
@@ -177,17 +158,11 @@ mod tests {
         assert!(!sealed.envelope().contains("hunter2"));
         let both = KeyringVault::from_text(&format!("{}\n{}", new.expose(), old.expose())).unwrap();
         assert_eq!(
-            both.open("connection.password", &sealed)
-                .await
-                .unwrap()
-                .expose(),
+            both.open("connection.password", &sealed).await.unwrap().expose(),
             "hunter2"
         );
         let only_new = KeyringVault::from_text(new.expose()).unwrap();
-        let error = only_new
-            .open("connection.password", &sealed)
-            .await
-            .unwrap_err();
+        let error = only_new.open("connection.password", &sealed).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
     }
 
@@ -195,10 +170,7 @@ mod tests {
     async fn an_envelope_is_bound_to_its_context_and_to_every_bit() {
         let vault = KeyringVault::from_text(KeyringVault::generate().unwrap().expose()).unwrap();
         let sealed = vault.seal("a", &Secret::new("s")).await.unwrap();
-        assert_eq!(
-            vault.open("b", &sealed).await.unwrap_err().kind(),
-            ErrorKind::Corrupt
-        );
+        assert_eq!(vault.open("b", &sealed).await.unwrap_err().kind(), ErrorKind::Corrupt);
         let mut text = sealed.envelope().to_owned();
         let last = text.pop().unwrap();
         text.push(if last == 'A' { 'B' } else { 'A' });

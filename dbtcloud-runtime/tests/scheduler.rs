@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
-use dbtcloud_contract::memory::{
-    ManualClock, MemoryArtifacts, MemoryStorage, Script, ScriptedExecutor,
-};
+use dbtcloud_contract::memory::{ManualClock, MemoryArtifacts, MemoryStorage, Script, ScriptedExecutor};
 use dbtcloud_core::catalog::{CatalogExt, Kind, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::RunId;
@@ -58,8 +56,7 @@ impl World {
     }
 
     async fn job(&self, plane: &ControlPlane) -> Record<Job> {
-        let blueprint = Blueprint::new("shop", "file:///shop.git", "duckdb")
-            .connect("path", "/tmp/shop.duckdb");
+        let blueprint = Blueprint::new("shop", "file:///shop.git", "duckdb").connect("path", "/tmp/shop.duckdb");
         plane.install(&blueprint).await.unwrap()
     }
 
@@ -82,11 +79,7 @@ fn name(run: &Run) -> ExecutionId {
 
 async fn trigger(plane: &ControlPlane, job: &Record<Job>) -> Run {
     plane
-        .trigger(
-            job.account,
-            job.id,
-            Trigger::new(CauseCategory::Api, "test"),
-        )
+        .trigger(job.account, job.id, Trigger::new(CauseCategory::Api, "test"))
         .await
         .unwrap()
 }
@@ -107,9 +100,7 @@ async fn post<T: serde::de::DeserializeOwned>(
         .unwrap();
     let answer = plane.agent_router().oneshot(request).await.unwrap();
     let status = answer.status();
-    let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20)
-        .await
-        .unwrap();
+    let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
     if status.is_success() {
         Ok(serde_json::from_slice(&bytes).unwrap())
     } else {
@@ -125,11 +116,7 @@ async fn redeem(plane: &ControlPlane, ticket: &str) -> Result<RunPlan, StatusCod
     post(plane, "/agent/v1/redeem", serde_json::to_vec(&ask).unwrap()).await
 }
 
-async fn report(
-    plane: &ControlPlane,
-    number: u64,
-    event: RunEvent,
-) -> Result<ReportAck, StatusCode> {
+async fn report(plane: &ControlPlane, number: u64, event: RunEvent) -> Result<ReportAck, StatusCode> {
     let report = Report {
         number,
         event: Some(event),
@@ -147,11 +134,7 @@ async fn a_run_is_started_once_and_ends_with_its_agents_report() {
     let mut scheduler = Scheduler::new(plane.clone());
     assert_eq!(scheduler.tick().await.unwrap().claimed, 1);
     scheduler.tick().await.unwrap();
-    assert_eq!(
-        world.executor.starts(name(&run)),
-        1,
-        "a second tick starts nothing"
-    );
+    assert_eq!(world.executor.starts(name(&run)), 1, "a second tick starts nothing");
     assert_eq!(run_of(&plane, &run).await.status, RunStatus::Starting);
 
     let plan = redeem(&plane, &world.ticket(0)).await.unwrap();
@@ -222,14 +205,8 @@ async fn a_restart_takes_over_and_starts_nothing_a_second_time() {
 
     let after = world.plane("after");
     let mut heir = Scheduler::new(after.clone());
-    assert_eq!(
-        heir.tick().await.unwrap().reclaimed,
-        0,
-        "the lease still holds"
-    );
-    world
-        .clock
-        .advance(before.config().lease + Duration::from_secs(1));
+    assert_eq!(heir.tick().await.unwrap().reclaimed, 0, "the lease still holds");
+    world.clock.advance(before.config().lease + Duration::from_secs(1));
     assert_eq!(heir.tick().await.unwrap().reclaimed, 1);
     scheduler.tick().await.unwrap();
     assert_eq!(world.executor.starts(name(&run)), 1);
@@ -257,9 +234,7 @@ async fn a_thousand_schedules_of_one_instant_fire_once_each_with_four_schedulers
     for _ in 0..1_000 {
         plane.create_job(first.account, job.clone()).await.unwrap();
     }
-    let mut schedulers: Vec<_> = (0..4)
-        .map(|n| Scheduler::new(world.plane(&format!("s{n}"))))
-        .collect();
+    let mut schedulers: Vec<_> = (0..4).map(|n| Scheduler::new(world.plane(&format!("s{n}")))).collect();
     world.clock.advance(Duration::from_secs(3_600));
     for _ in 0..5 {
         let ticks = schedulers.iter_mut().map(Scheduler::tick);
@@ -306,11 +281,7 @@ async fn cancelling_a_run_that_ignores_it_ends_it_by_force_and_says_what_was_con
     redeem(&plane, &world.ticket(0)).await.unwrap();
     report(&plane, 1, RunEvent::Started).await.unwrap();
     assert_eq!(
-        plane
-            .cancel(job.account, run.id, "user")
-            .await
-            .unwrap()
-            .status,
+        plane.cancel(job.account, run.id, "user").await.unwrap().status,
         RunStatus::Cancelling
     );
     scheduler.tick().await.unwrap();
@@ -337,11 +308,7 @@ async fn a_run_without_a_connection_fails_and_names_the_field() {
     let world = World::new();
     let plane = world.plane("one");
     let job = world.job(&plane).await;
-    let mut environment: Record<Environment> = plane
-        .catalog()
-        .fetch(job.account, job.environment)
-        .await
-        .unwrap();
+    let mut environment: Record<Environment> = plane.catalog().fetch(job.account, job.environment).await.unwrap();
     environment.body.connection = None;
     plane.catalog().save(&environment, START).await.unwrap();
     let run = trigger(&plane, &job).await;
@@ -421,11 +388,7 @@ async fn a_job_that_waits_for_another_starts_when_that_one_ends_as_it_should() {
         .list(job.account, &RunFilter::default(), Page::default())
         .await
         .unwrap();
-    let causes: Vec<_> = page
-        .items
-        .iter()
-        .map(|run| run.new.trigger.category)
-        .collect();
+    let causes: Vec<_> = page.items.iter().map(|run| run.new.trigger.category).collect();
     assert_eq!(causes, [CauseCategory::Api, CauseCategory::JobCompletion]);
 }
 
@@ -434,10 +397,7 @@ async fn slots_bound_what_executes_and_one_job_runs_once_at_a_time() {
     let world = World::new();
     let plane = world.plane("one");
     let job = world.job(&plane).await;
-    let other = plane
-        .create_job(job.account, job.body.clone())
-        .await
-        .unwrap();
+    let other = plane.create_job(job.account, job.body.clone()).await.unwrap();
     for _ in 0..3 {
         trigger(&plane, &job).await;
         trigger(&plane, &other).await;

@@ -1,8 +1,9 @@
 //! A private PostgreSQL for tests: on a free port of the loopback, in a directory of its own, gone with the
 //! test process. The server's programs are those of `/usr/lib/postgresql/*/bin` or of the `PATH`.
 //!
-//! [`database`] is what most tests want: a fresh database in a cluster that all tests of a run share.
-//! [`Cluster::start`] is for those that stop the server or want it durable.
+//! [`schema`] is what most tests want: an empty schema in a cluster that all tests of a run share.
+//! [`database`] is for those that look at the database as a whole (making one takes ten times as long),
+//! [`Cluster::start`] for those that stop the server or want it durable.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -165,8 +166,7 @@ pub struct Database {
 
 impl Database {
     fn create(port: u16) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = unique_name();
         run(psql(port, "postgres").args(["-c", &format!("CREATE DATABASE {name}")]));
         Self { port, name }
     }
@@ -210,6 +210,28 @@ impl Drop for Database {
         // A server that was stopped on purpose has nothing to drop.
         let _ = psql(self.port, "postgres").args(["-c", &statement]).output();
     }
+}
+
+/// A schema of one test's own, in a database that others use too. It stays until the cluster goes: to drop
+/// it would cost more than it gives back.
+pub struct Schema {
+    port: u16,
+    name: String,
+}
+
+impl Schema {
+    /// How to reach it, as the role `postgres`; no other schema is on the way.
+    pub fn url(&self) -> String {
+        let Self { port, name } = self;
+        format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable&options=-csearch_path%3D{name}")
+    }
+}
+
+/// An empty schema in the cluster that all tests of this run share.
+pub fn schema() -> Schema {
+    let schema = Schema { port: shared_port(), name: unique_name() };
+    run(psql(schema.port, "postgres").args(["-c", &format!("CREATE SCHEMA {}", schema.name)]));
+    schema
 }
 
 /// A fresh database in the cluster that all tests of this run share.
@@ -264,6 +286,12 @@ fn shared_port() -> u16 {
     port
 }
 
+/// A name that no other test of this run has.
+fn unique_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 fn initialize(directory: &Path, durable: bool) {
     // The server runs as another user when this is root, and PostgreSQL refuses root.
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("permissions");
@@ -291,7 +319,7 @@ fn initialize(directory: &Path, durable: bool) {
         directory.display()
     );
     if !durable {
-        settings.push_str("fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n");
+        settings.push_str("fsync = off\nfull_page_writes = off\n");
     }
     fs::write(data.join("postgresql.auto.conf"), settings).expect("settings");
     let access = format!(

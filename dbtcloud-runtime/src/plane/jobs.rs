@@ -17,10 +17,7 @@ impl ControlPlane {
     /// `Invalid`, naming the field, also for a project or environment that is not in the account.
     pub async fn create_job(&self, account: AccountId, job: Job) -> Result<Record<Job>> {
         self.check_job(account, &job).await?;
-        let record = self
-            .catalog()
-            .create(account, &job, self.clock().now())
-            .await?;
+        let record = self.catalog().create(account, &job, self.clock().now()).await?;
         self.set_hand(&record).await?;
         Ok(record)
     }
@@ -65,9 +62,7 @@ impl ControlPlane {
         job.validate()?;
         let here = |field: &'static str| {
             move |error: Error| match error.kind() {
-                ErrorKind::NotFound => {
-                    Error::invalid(field, "expected one that exists in this account")
-                }
+                ErrorKind::NotFound => Error::invalid(field, "expected one that exists in this account"),
                 _ => error,
             }
         };

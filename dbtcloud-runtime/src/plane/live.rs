@@ -40,17 +40,11 @@ impl std::str::FromStr for LiveCursor {
     fn from_str(text: &str) -> Result<Self> {
         let bad = || Error::invalid("last_event_id", "expected an id that this stream has sent");
         let mut parts = text.split(';');
-        let sequence = parts
-            .next()
-            .and_then(|part| part.parse().ok())
-            .ok_or_else(bad)?;
+        let sequence = parts.next().and_then(|part| part.parse().ok()).ok_or_else(bad)?;
         let mut offsets = BTreeMap::new();
         for part in parts {
             let (step, offset) = part.split_once(':').ok_or_else(bad)?;
-            offsets.insert(
-                step.parse().map_err(|_| bad())?,
-                offset.parse().map_err(|_| bad())?,
-            );
+            offsets.insert(step.parse().map_err(|_| bad())?, offset.parse().map_err(|_| bad())?);
             if offsets.len() > CURSOR_STEP_LIMIT {
                 return Err(bad());
             }
@@ -109,16 +103,11 @@ impl Follower {
             if step.log_bytes <= from {
                 continue;
             }
-            let page = self
-                .plane
-                .step_log(self.account, &step, from, LOG_PAGE_BYTES)
-                .await?;
+            let page = self.plane.step_log(self.account, &step, from, LOG_PAGE_BYTES).await?;
             if page.bytes.is_empty() {
                 continue;
             }
-            self.cursor
-                .offsets
-                .insert(index, page.offset + page.bytes.len() as u64);
+            self.cursor.offsets.insert(index, page.offset + page.bytes.len() as u64);
             self.pending.push_back(LiveEvent::Log {
                 cursor: self.cursor.clone(),
                 step: index,

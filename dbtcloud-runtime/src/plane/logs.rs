@@ -2,9 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{
-    Area, ArtifactKey, ArtifactPath, ByteRange, ByteStream, LOG_READ_LIMIT_BYTES, LogPage,
-};
+use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactPath, ByteRange, ByteStream, LOG_READ_LIMIT_BYTES, LogPage};
 use dbtcloud_core::run::RunStep;
 use dbtcloud_core::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
@@ -33,20 +31,11 @@ impl ControlPlane {
     ///
     /// # Errors
     /// `NotFound` when there is no such step in the account.
-    pub async fn step_log(
-        &self,
-        account: AccountId,
-        step: &RunStep,
-        offset: u64,
-        limit: u32,
-    ) -> Result<LogPage> {
+    pub async fn step_log(&self, account: AccountId, step: &RunStep, offset: u64, limit: u32) -> Result<LogPage> {
         let index = step.state.index;
         let limit = limit.min(LOG_READ_LIMIT_BYTES);
         if step.log_object.is_none() {
-            let page = self
-                .logs()
-                .read(account, step.run, index, offset, limit)
-                .await?;
+            let page = self.logs().read(account, step.run, index, offset, limit).await?;
             if page.offset == offset || !page.bytes.is_empty() || page.length <= offset {
                 return Ok(page);
             }
@@ -74,20 +63,10 @@ impl ControlPlane {
     ///
     /// # Errors
     /// As [`ControlPlane::step_log`].
-    pub async fn step_log_tail(
-        &self,
-        account: AccountId,
-        step: &RunStep,
-        limit: u32,
-    ) -> Result<LogPage> {
+    pub async fn step_log_tail(&self, account: AccountId, step: &RunStep, limit: u32) -> Result<LogPage> {
         let limit = limit.min(LOG_READ_LIMIT_BYTES);
-        self.step_log(
-            account,
-            step,
-            step.log_bytes.saturating_sub(u64::from(limit)),
-            limit,
-        )
-        .await
+        self.step_log(account, step, step.log_bytes.saturating_sub(u64::from(limit)), limit)
+            .await
     }
 
     /// A whole step's log as a stream, up to what there is now.
@@ -100,8 +79,7 @@ impl ControlPlane {
                 if offset >= end {
                     return Ok(None);
                 }
-                let limit = u32::try_from((end - offset).min(u64::from(LOG_READ_LIMIT_BYTES)))
-                    .unwrap_or(u32::MAX);
+                let limit = u32::try_from((end - offset).min(u64::from(LOG_READ_LIMIT_BYTES))).unwrap_or(u32::MAX);
                 let page = plane.step_log(account, &step, offset, limit).await?;
                 if page.bytes.is_empty() {
                     return Ok(None);
@@ -117,13 +95,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// Those of the artifact store.
-    pub async fn debug_log_tail(
-        &self,
-        account: AccountId,
-        run: RunId,
-        step: u32,
-        limit: u32,
-    ) -> Result<Option<Bytes>> {
+    pub async fn debug_log_tail(&self, account: AccountId, run: RunId, step: u32, limit: u32) -> Result<Option<Bytes>> {
         let key = ArtifactKey {
             account,
             run,

@@ -49,15 +49,9 @@ impl ControlPlane {
         self.enqueue(&job, &trigger, None).await
     }
 
-    async fn enqueue(
-        &self,
-        job: &Record<Job>,
-        trigger: &Trigger,
-        retry_of: Option<RunId>,
-    ) -> Result<Run> {
+    async fn enqueue(&self, job: &Record<Job>, trigger: &Trigger, retry_of: Option<RunId>) -> Result<Run> {
         let (environment, account) = tokio::try_join!(
-            self.catalog()
-                .fetch::<Environment>(job.account, job.environment),
+            self.catalog().fetch::<Environment>(job.account, job.environment),
             self.catalog().fetch::<Account>(job.account, job.account),
         )?;
         let queued = self.runs().queued(job.account).await?;
@@ -77,11 +71,7 @@ impl ControlPlane {
             retry_of,
             due_at: now,
         };
-        let run = self
-            .runs()
-            .enqueue(&request.compose()?, now)
-            .await?
-            .into_run();
+        let run = self.runs().enqueue(&request.compose()?, now).await?.into_run();
         self.ring_queue();
         Ok(run)
     }
@@ -128,9 +118,7 @@ impl ControlPlane {
             .artifacts()?
             .list(run.new.account, run.id, Some(Area::Step(step)))
             .await?;
-        let has_results = kept
-            .iter()
-            .any(|artifact| artifact.path.as_str() == "run_results.json");
+        let has_results = kept.iter().any(|artifact| artifact.path.as_str() == "run_results.json");
         Ok(if has_results {
             None
         } else {
@@ -174,9 +162,7 @@ impl ControlPlane {
         let job = self.catalog().fetch::<Job>(account, run.new.job).await?;
         let commands = &run.new.spec.commands;
         let failed = self.failed_step(&run).await?.map(|(_, command)| command);
-        let position = commands
-            .iter()
-            .position(|command| Some(command) == failed.as_ref());
+        let position = commands.iter().position(|command| Some(command) == failed.as_ref());
         let mut steps = vec!["dbt retry".to_owned()];
         steps.extend(
             commands
@@ -226,10 +212,7 @@ impl ControlPlane {
             (None, Some(other)) => filter.job = Some(other),
             (None, None) => return Ok(None),
         }
-        let runs = self
-            .runs()
-            .list(job.account, &filter, Page::default())
-            .await?;
+        let runs = self.runs().list(job.account, &filter, Page::default()).await?;
         Ok(runs
             .items
             .into_iter()
@@ -241,10 +224,7 @@ impl ControlPlane {
     /// # Errors
     /// `NotFound` when none did.
     pub async fn newest_step_with(&self, run: &Run, file: &str) -> Result<u32> {
-        let kept = self
-            .artifacts()?
-            .list(run.new.account, run.id, None)
-            .await?;
+        let kept = self.artifacts()?.list(run.new.account, run.id, None).await?;
         let steps = kept
             .iter()
             .filter(|artifact| artifact.path.as_str() == file)

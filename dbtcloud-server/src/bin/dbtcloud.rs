@@ -1,2 +1,234 @@
-//! The `dbtcloud` binary.
-fn main() {}
+//! The `dbtcloud` program: a server, and the few commands around it.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a command says to the person who ran it")]
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use dbtcloud_core::ports::Clock;
+use dbtcloud_runtime::agent::{self, AgentConfig};
+use dbtcloud_runtime::clock::SystemClock;
+use dbtcloud_server::bootstrap::Bootstrap;
+use dbtcloud_server::compose;
+use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
+use dbtcloud_server::demo;
+use dbtcloud_server::serve;
+
+/// A self-hosted dbt platform that speaks dbt Cloud's API
+#[derive(Parser)]
+#[command(name = "dbtcloud", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves until SIGTERM or SIGINT
+    Serve(Given),
+    /// Looks at settings without starting anything
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Brings the database's schema up to date
+    Migrate(MigrateArgs),
+    /// Makes the first account, its administrator and a token, which is printed once
+    Bootstrap(BootstrapArgs),
+    /// Shows a run from beginning to end, from nothing
+    Demo(demo::Args),
+    /// Works as the agent of one run; started by the server
+    #[command(hide = true)]
+    Agent,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Tells every problem there is; the exit code is not 0 when there is one
+    Check(Given),
+    /// Prints the settings in force, without secrets
+    Show(Given),
+}
+
+#[derive(Args)]
+struct MigrateArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Change nothing; the exit code is not 0 when the schema is not this version's
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Args)]
+struct BootstrapArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Do nothing when there is an account already
+    #[arg(long)]
+    if_missing: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Name of the account
+    #[arg(long, default_value = "dbtcloud")]
+    account: String,
+    /// Login of the administrator
+    #[arg(long, default_value = "admin@localhost")]
+    email: String,
+    /// Given name of the administrator
+    #[arg(long, default_value = "Admin")]
+    first_name: String,
+    /// Family name of the administrator
+    #[arg(long, default_value = "")]
+    last_name: String,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(given) => serving(&understood(&given)?),
+        Command::Config(ConfigCommand::Check(given)) => Ok(check(&given)),
+        Command::Config(ConfigCommand::Show(given)) => {
+            print!("{}", understood(&given)?.show());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Migrate(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            runtime()?.block_on(migrate(&settings, args.check))
+        }
+        Command::Bootstrap(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            runtime()?.block_on(bootstrap(&settings, args))
+        }
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
+        Command::Agent => work(),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+fn understood(given: &Given) -> anyhow::Result<Settings> {
+    settings(given).map_err(|problems| anyhow::anyhow!("the settings are wrong:\n{problems}"))
+}
+
+fn serving(settings: &Settings) -> anyhow::Result<ExitCode> {
+    log(settings)?;
+    runtime()?.block_on(async {
+        let shutdown = serve::on_signal()?;
+        let program = std::env::current_exe().context("cannot tell where this program is")?;
+        let composed = compose::compose(settings, program, std::env::vars()).await?;
+        serve::serve(settings, composed, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Works as an agent. It is told what it needs by the server that started it.
+fn work() -> anyhow::Result<ExitCode> {
+    match AgentConfig::from_environment(std::env::vars()) {
+        Ok(Some(config)) => Ok(agent::main(config)),
+        Ok(None) => bail!("DBTCLOUD_TICKET is not set: agents are started by a server, not by hand"),
+        Err(error) => bail!("{}", error.chain()),
+    }
+}
+
+fn settings(given: &Given) -> Result<Settings, Problems> {
+    let text = match &given.config {
+        None => None,
+        Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
+            Problems(vec![Problem { key: "config".to_owned(), what: format!("cannot read {}: {error}", path.display()) }])
+        })?),
+    };
+    let file = given.config.as_deref().zip(text.as_deref());
+    let base = std::env::current_dir().unwrap_or_else(|_| Path::new("/").to_owned());
+    Settings::resolve(given, file, &base)
+}
+
+fn check(given: &Given) -> ExitCode {
+    match settings(given) {
+        Ok(_) => {
+            println!("the settings are right");
+            ExitCode::SUCCESS
+        }
+        Err(problems) => {
+            for problem in &problems.0 {
+                eprintln!("{problem}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(settings: &Settings) -> anyhow::Result<()> {
+    let filter: tracing_subscriber::EnvFilter = settings.log.parse().context("log")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match settings.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).init(),
+    }
+    Ok(())
+}
+
+async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
+    let storage = compose::connect(settings).await?;
+    let told = |error: dbtcloud_core::Error| anyhow::anyhow!("{}", error.chain());
+    if check {
+        storage.check().await.map_err(told)?;
+        println!("the schema is this version's");
+    } else {
+        storage.migrate().await.map_err(told)?;
+        println!("the schema is version {}", storage.schema_version().await.map_err(told)?);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bootstrap(settings: &Settings, args: BootstrapArgs) -> anyhow::Result<ExitCode> {
+    let told = |error: dbtcloud_core::Error| anyhow::anyhow!("{}", error.chain());
+    let storage = compose::connect(settings).await?;
+    if settings.is_embedded() || settings.migrate {
+        storage.migrate().await.map_err(told)?;
+    }
+    storage.check().await.map_err(told)?;
+    let bootstrap = Bootstrap {
+        account: args.account,
+        email: args.email,
+        first_name: args.first_name,
+        last_name: args.last_name,
+    };
+    match bootstrap.run(&storage, SystemClock.now()).await.map_err(told)? {
+        Some(made) if args.json => {
+            let made = serde_json::json!({
+                "account_id": made.account.id.get(),
+                "user_id": made.user.id.get(),
+                "token": made.token.expose(),
+            });
+            println!("{made}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(made) => {
+            println!("account_id={}", made.account.id);
+            println!("user_id={}", made.user.id);
+            println!("token={}", made.token.expose());
+            eprintln!("The token is shown this once. Keep it.");
+            Ok(ExitCode::SUCCESS)
+        }
+        None if args.if_missing => {
+            eprintln!("There is an account already; nothing was changed.");
+            Ok(ExitCode::SUCCESS)
+        }
+        None => bail!("there is an account already; nothing was changed (--if-missing makes this no error)"),
+    }
+}

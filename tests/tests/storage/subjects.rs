@@ -26,7 +26,7 @@ pub fn sqlite_url(directory: &std::path::Path) -> String {
     format!("sqlite://{}/test.db", directory.display())
 }
 
-pub async fn postgres() -> On<postgres::Database> {
+pub async fn postgres() -> On<postgres::Schema> {
     let home = tokio::task::spawn_blocking(postgres::database)
         .await
         .expect("a database");

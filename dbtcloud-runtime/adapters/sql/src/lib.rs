@@ -1,1 +1,39 @@
-//! placeholder
+//! The storage ports on PostgreSQL and SQLite.
+//!
+//! This room turns each port call into one transaction, and nothing else: it decides no policy, reads no
+//! clock and calls no other port. Every statement is a named constant of the file of its port; where the
+//! engines differ there are two texts side by side ([`engine::Sql`]), never two bodies.
+//!
+//! ```no_run
+//! # async fn open() -> dbtcloud_core::Result<()> {
+//! use dbtcloud_sql::{Options, SqlStorage};
+//! let storage = SqlStorage::connect("sqlite:///var/lib/dbtcloud/dbtcloud.db", Options::new()).await?;
+//! storage.migrate().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What a PostgreSQL URL leaves out (user, password, host, …) the driver takes from the `PG*` environment
+//! variables, as every client of that server does.
+
+#[cfg(not(any(feature = "postgres", feature = "sqlite")))]
+compile_error!("dbtcloud-sql needs the feature `postgres` or `sqlite`");
+
+mod catalog;
+mod engine;
+mod error;
+mod journal;
+mod leases;
+mod logs;
+mod migrate;
+mod queue;
+mod reports;
+mod runs;
+mod schedules;
+mod sessions;
+mod storage;
+mod tickets;
+
+pub use engine::{Engine, Options};
+pub use runs::Caller;
+pub use storage::SqlStorage;

@@ -1,0 +1,338 @@
+//! Every call of [`Runs`], [`Schedules`], [`Sessions`], [`Leases`] and [`Tickets`], and every reading call
+//! of the others, goes through the faults; edits of the catalog and moves of logs pass as they are.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dbtcloud_core::catalog::{Draft, Kind, Query, Row};
+use dbtcloud_core::error::Result;
+use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
+use dbtcloud_core::page::{Page, Paged};
+use dbtcloud_core::ports::{
+    Ack, AgentIdentity, Batch, Catalog, Claimed, Digest, Enqueued, Event, Fence, Fired, Firing, Journal, Leases,
+    LogPage, Logs, NewSession, Owner, Renewed, RunChange, RunFilter, RunState, Runs, ScheduleEntry, Schedules,
+    SessionChange, Sessions, Storage, TicketIssue, Tickets,
+};
+use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStep};
+use dbtcloud_core::session::{Session, SessionStatus};
+use dbtcloud_core::time::Timestamp;
+
+use super::Faults;
+use crate::suite::Stores;
+
+/// A storage whose calls go wrong.
+#[derive(Clone)]
+pub struct FaultyStorage {
+    stores: Stores,
+    faults: Arc<Faults>,
+}
+
+impl FaultyStorage {
+    /// Wraps a storage.
+    pub fn new(storage: Arc<impl Storage>, faults: Arc<Faults>) -> Self {
+        Self {
+            stores: Stores::of(storage),
+            faults,
+        }
+    }
+}
+
+#[async_trait]
+impl Catalog for FaultyStorage {
+    async fn insert(&self, draft: Draft) -> Result<Row> {
+        self.stores.catalog.insert(draft).await
+    }
+
+    async fn get(&self, kind: Kind, account: AccountId, id: i64) -> Result<Row> {
+        self.faults
+            .strike("catalog.get", true, || self.stores.catalog.get(kind, account, id))
+            .await
+    }
+
+    async fn find(&self, kind: Kind, lookup: &str) -> Result<Option<Row>> {
+        self.faults
+            .strike("catalog.find", true, || self.stores.catalog.find(kind, lookup))
+            .await
+    }
+
+    async fn list(&self, query: &Query, page: Page) -> Result<Paged<Row>> {
+        self.faults
+            .strike("catalog.list", true, || self.stores.catalog.list(query, page))
+            .await
+    }
+
+    async fn update(&self, id: i64, version: u64, draft: Draft) -> Result<Row> {
+        self.stores.catalog.update(id, version, draft).await
+    }
+
+    async fn scan(&self, kind: Kind, after: i64, limit: u32) -> Result<Vec<Row>> {
+        self.faults
+            .strike("catalog.scan", true, || self.stores.catalog.scan(kind, after, limit))
+            .await
+    }
+}
+
+#[async_trait]
+impl Journal for FaultyStorage {
+    async fn of_run(&self, account: AccountId, run: RunId, after: u64, limit: u32) -> Result<Vec<Event>> {
+        self.faults
+            .strike("journal.of_run", true, || {
+                self.stores.journal.of_run(account, run, after, limit)
+            })
+            .await
+    }
+}
+
+#[async_trait]
+impl Leases for FaultyStorage {
+    async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>> {
+        self.faults
+            .strike("leases.acquire", true, || {
+                self.stores.leases.acquire(name, owner, now, until)
+            })
+            .await
+    }
+
+    async fn release(&self, name: &str, owner: &Owner) -> Result<()> {
+        self.faults
+            .strike("leases.release", true, || self.stores.leases.release(name, owner))
+            .await
+    }
+}
+
+#[async_trait]
+impl Logs for FaultyStorage {
+    async fn read(&self, account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> Result<LogPage> {
+        self.faults
+            .strike("logs.read", true, || {
+                self.stores.logs.read(account, run, step, offset, limit)
+            })
+            .await
+    }
+
+    async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()> {
+        self.stores.logs.moved(account, run, step, length, object).await
+    }
+
+    async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
+        self.faults
+            .strike("logs.unmoved", true, || self.stores.logs.unmoved(after, limit))
+            .await
+    }
+}
+
+#[async_trait]
+impl Runs for FaultyStorage {
+    async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
+        self.faults
+            .strike("runs.enqueue", new.scheduled_for.is_some(), || {
+                self.stores.runs.enqueue(new, now)
+            })
+            .await
+    }
+
+    async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {
+        self.faults
+            .strike("runs.get", true, || self.stores.runs.get(account, id))
+            .await
+    }
+
+    async fn list(&self, account: AccountId, filter: &RunFilter, page: Page) -> Result<Paged<Run>> {
+        self.faults
+            .strike("runs.list", true, || self.stores.runs.list(account, filter, page))
+            .await
+    }
+
+    async fn newest(&self, account: AccountId, jobs: &[JobId]) -> Result<Vec<Run>> {
+        self.faults
+            .strike("runs.newest", true, || self.stores.runs.newest(account, jobs))
+            .await
+    }
+
+    async fn states(&self, ids: &[RunId]) -> Result<Vec<RunState>> {
+        self.faults
+            .strike("runs.states", true, || self.stores.runs.states(ids))
+            .await
+    }
+
+    async fn steps(&self, account: AccountId, run: RunId) -> Result<Vec<RunStep>> {
+        self.faults
+            .strike("runs.steps", true, || self.stores.runs.steps(account, run))
+            .await
+    }
+
+    async fn step(&self, account: AccountId, step: StepId) -> Result<RunStep> {
+        self.faults
+            .strike("runs.step", true, || self.stores.runs.step(account, step))
+            .await
+    }
+
+    async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
+        self.faults
+            .strike("runs.queue", true, || self.stores.runs.queue(now, per_account))
+            .await
+    }
+
+    async fn queued(&self, account: AccountId) -> Result<u64> {
+        self.faults
+            .strike("runs.queued", true, || self.stores.runs.queued(account))
+            .await
+    }
+
+    async fn claim(
+        &self,
+        owner: &Owner,
+        admissions: &[Admission],
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<Claimed>> {
+        self.faults
+            .strike("runs.claim", true, || {
+                self.stores.runs.claim(owner, admissions, now, until)
+            })
+            .await
+    }
+
+    async fn reclaim(&self, owner: &Owner, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Claimed>> {
+        self.faults
+            .strike("runs.reclaim", true, || {
+                self.stores.runs.reclaim(owner, now, until, limit)
+            })
+            .await
+    }
+
+    async fn renew(&self, fences: &[Fence], until: Timestamp) -> Result<Vec<Renewed>> {
+        self.faults
+            .strike("runs.renew", true, || self.stores.runs.renew(fences, until))
+            .await
+    }
+
+    async fn release(&self, fences: &[Fence], now: Timestamp) -> Result<()> {
+        self.faults
+            .strike("runs.release", true, || self.stores.runs.release(fences, now))
+            .await
+    }
+
+    async fn change(&self, fence: &Fence, change: &RunChange) -> Result<Run> {
+        self.faults
+            .strike("runs.change", true, || self.stores.runs.change(fence, change))
+            .await
+    }
+
+    async fn request_cancel(&self, account: AccountId, id: RunId, message: &str, now: Timestamp) -> Result<Run> {
+        self.faults
+            .strike("runs.request_cancel", true, || {
+                self.stores.runs.request_cancel(account, id, message, now)
+            })
+            .await
+    }
+
+    async fn report(&self, fence: &Fence, batch: &Batch) -> Result<Ack> {
+        self.faults
+            .strike("runs.report", true, || self.stores.runs.report(fence, batch))
+            .await
+    }
+}
+
+#[async_trait]
+impl Schedules for FaultyStorage {
+    async fn put(&self, entry: &ScheduleEntry, now: Timestamp) -> Result<()> {
+        self.faults
+            .strike("schedules.put", true, || self.stores.schedules.put(entry, now))
+            .await
+    }
+
+    async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<ScheduleEntry>> {
+        self.faults
+            .strike("schedules.due", true, || self.stores.schedules.due(now, limit))
+            .await
+    }
+
+    async fn next(&self) -> Result<Option<Timestamp>> {
+        self.faults
+            .strike("schedules.next", true, || self.stores.schedules.next())
+            .await
+    }
+
+    async fn of(&self, jobs: &[JobId]) -> Result<Vec<ScheduleEntry>> {
+        self.faults
+            .strike("schedules.of", true, || self.stores.schedules.of(jobs))
+            .await
+    }
+
+    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired> {
+        self.faults
+            .strike("schedules.fire", true, || self.stores.schedules.fire(firing, now))
+            .await
+    }
+}
+
+#[async_trait]
+impl Sessions for FaultyStorage {
+    async fn open(&self, new: NewSession, now: Timestamp) -> Result<Session> {
+        self.faults
+            .strike("sessions.open", true, || self.stores.sessions.open(new, now))
+            .await
+    }
+
+    async fn get(&self, account: AccountId, id: SessionId) -> Result<Session> {
+        self.faults
+            .strike("sessions.get", true, || self.stores.sessions.get(account, id))
+            .await
+    }
+
+    async fn scan(&self, states: &[SessionStatus], after: SessionId, limit: u32) -> Result<Vec<Session>> {
+        self.faults
+            .strike("sessions.scan", true, || {
+                self.stores.sessions.scan(states, after, limit)
+            })
+            .await
+    }
+
+    async fn change(
+        &self,
+        account: AccountId,
+        id: SessionId,
+        change: &SessionChange,
+        now: Timestamp,
+    ) -> Result<Session> {
+        self.faults
+            .strike("sessions.change", true, || {
+                self.stores.sessions.change(account, id, change, now)
+            })
+            .await
+    }
+}
+
+#[async_trait]
+impl Tickets for FaultyStorage {
+    async fn issue(&self, issue: &TicketIssue) -> Result<()> {
+        self.faults
+            .strike("tickets.issue", true, || self.stores.tickets.issue(issue))
+            .await
+    }
+
+    async fn redeem(&self, ticket: Digest, key: Digest, now: Timestamp) -> Result<AgentIdentity> {
+        self.faults
+            .strike("tickets.redeem", true, || self.stores.tickets.redeem(ticket, key, now))
+            .await
+    }
+
+    async fn authenticate(&self, key: Digest) -> Result<AgentIdentity> {
+        self.faults
+            .strike("tickets.authenticate", true, || self.stores.tickets.authenticate(key))
+            .await
+    }
+
+    async fn redeemed(&self, run: RunId, attempt: u32) -> Result<bool> {
+        self.faults
+            .strike("tickets.redeemed", true, || self.stores.tickets.redeemed(run, attempt))
+            .await
+    }
+
+    async fn purge(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        self.faults
+            .strike("tickets.purge", true, || self.stores.tickets.purge(before, limit))
+            .await
+    }
+}

@@ -1,0 +1,44 @@
+use async_trait::async_trait;
+use dbtcloud_core::error::Result;
+use dbtcloud_core::ports::{Leases, Owner};
+use dbtcloud_core::time::Timestamp;
+
+use super::MemoryStorage;
+use super::state::{Mutation, StoredLease, check_text};
+
+#[async_trait]
+impl Leases for MemoryStorage {
+    async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>> {
+        check_text("name", &name)?;
+        check_text("owner", owner)?;
+        let mut state = self.lock();
+        let careless = state.breaks(Mutation::ShareLeases);
+        let Some(lease) = state.leases.get_mut(name) else {
+            let lease = StoredLease {
+                owner: owner.clone(),
+                until: Some(until),
+                term: 1,
+            };
+            state.leases.insert(name.to_owned(), lease);
+            return Ok(Some(1));
+        };
+        if lease.owner != *owner {
+            if lease.until.is_some_and(|held| held > now) && !careless {
+                return Ok(None);
+            }
+            lease.owner = owner.clone();
+            lease.term += 1;
+        }
+        lease.until = Some(until);
+        Ok(Some(lease.term))
+    }
+
+    async fn release(&self, name: &str, owner: &Owner) -> Result<()> {
+        let mut state = self.lock();
+        // The entry stays, so that the term goes on growing.
+        if let Some(lease) = state.leases.get_mut(name).filter(|lease| lease.owner == *owner) {
+            lease.until = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,322 @@
+//! What the storage holds, and the rules that more than one port needs.
+
+use std::collections::BTreeMap;
+
+use dbtcloud_core::catalog::{Kind, Row};
+use dbtcloud_core::error::{Error, Result};
+use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
+use dbtcloud_core::ports::{Digest, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue};
+use dbtcloud_core::run::{NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
+use dbtcloud_core::session::Session;
+use dbtcloud_core::time::Timestamp;
+use serde::Serialize;
+
+/// A rule that is broken on purpose, to prove that the suite notices.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// Epochs and attempts are not compared.
+    IgnoreFence,
+    /// A slot can be held twice.
+    IgnoreSlots,
+    /// Exclusive runs of one job run together.
+    IgnoreExclusive,
+    /// A job can have two runs for one instant.
+    ForgetInstants,
+    /// A report that was taken in is taken in again.
+    AcceptTwice,
+    /// A report is taken in although one before it is missing.
+    AcceptGaps,
+    /// A refused report leaves its first half behind.
+    KeepHalves,
+    /// Log bytes go to the end wherever they begin.
+    IgnoreOffsets,
+    /// Runs are shown to other accounts.
+    ShowOthers,
+    /// A change of a run does not look at the status it was made for.
+    IgnoreFrom,
+    /// Catalog versions are not compared.
+    IgnoreVersions,
+    /// Lookups are not unique.
+    IgnoreLookups,
+    /// Changes of a run's status are not written to the journal.
+    KeepSilent,
+    /// A ticket binds to every key that comes.
+    IgnoreKeys,
+    /// Expired tickets are redeemed.
+    IgnoreExpiry,
+    /// A hand fires wherever it stands.
+    IgnoreHands,
+    /// A lease is given to whoever asks.
+    ShareLeases,
+    /// A second session is opened beside the first.
+    OpenTwice,
+    /// A move of a log does not look at its length.
+    DropLogs,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 19] = [
+        Self::IgnoreFence,
+        Self::IgnoreSlots,
+        Self::IgnoreExclusive,
+        Self::ForgetInstants,
+        Self::AcceptTwice,
+        Self::AcceptGaps,
+        Self::KeepHalves,
+        Self::IgnoreOffsets,
+        Self::ShowOthers,
+        Self::IgnoreFrom,
+        Self::IgnoreVersions,
+        Self::IgnoreLookups,
+        Self::KeepSilent,
+        Self::IgnoreKeys,
+        Self::IgnoreExpiry,
+        Self::IgnoreHands,
+        Self::ShareLeases,
+        Self::OpenTwice,
+        Self::DropLogs,
+    ];
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) mutation: Option<Mutation>,
+    pub(super) catalog: BTreeMap<(Kind, i64), Row>,
+    pub(super) catalog_ids: BTreeMap<Kind, i64>,
+    pub(super) runs: BTreeMap<RunId, StoredRun>,
+    pub(super) counters: Counters,
+    pub(super) schedules: BTreeMap<JobId, ScheduleEntry>,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) leases: BTreeMap<String, StoredLease>,
+    pub(super) tickets: BTreeMap<Digest, TicketIssue>,
+    /// Which attempt a key stands for. An attempt has at most one.
+    pub(super) keys: BTreeMap<Digest, (RunId, u32)>,
+}
+
+/// The last number given out of each series.
+#[derive(Default)]
+pub(super) struct Counters {
+    run: i64,
+    step: i64,
+    session: i64,
+    sequence: u64,
+}
+
+impl Counters {
+    pub(super) fn step(&mut self) -> StepId {
+        self.step += 1;
+        StepId::new(self.step)
+    }
+
+    pub(super) fn session(&mut self) -> SessionId {
+        self.session += 1;
+        SessionId::new(self.session)
+    }
+}
+
+pub(super) struct StoredLease {
+    /// Who has it, or had it last.
+    pub(super) owner: Owner,
+    /// `None` once it was given up.
+    pub(super) until: Option<Timestamp>,
+    pub(super) term: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct StoredRun {
+    pub(super) run: Run,
+    pub(super) epoch: u64,
+    /// Present while the run is live.
+    pub(super) lease_until: Option<Timestamp>,
+    pub(super) slot: Option<u32>,
+    /// The highest report of this attempt that was taken in.
+    pub(super) taken: u64,
+    /// Whether the report of its agent ended it.
+    pub(super) ended_by_agent: bool,
+    pub(super) steps: BTreeMap<u32, StoredStep>,
+    pub(super) journal: Vec<Event>,
+}
+
+#[derive(Clone)]
+pub(super) struct StoredStep {
+    pub(super) step: RunStep,
+    /// The bytes from `discarded` on.
+    pub(super) log: Vec<u8>,
+    pub(super) discarded: u64,
+}
+
+impl State {
+    pub(super) fn breaks(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// The run, if it is in the account.
+    pub(super) fn run_of(&self, account: AccountId, id: RunId) -> Result<&StoredRun> {
+        self.runs
+            .get(&id)
+            .filter(|stored| stored.run.new.account == account || self.breaks(Mutation::ShowOthers))
+            .ok_or_else(|| Error::not_found("run", id))
+    }
+
+    /// What [`Runs::enqueue`](dbtcloud_core::ports::Runs::enqueue) and the firing of a schedule share.
+    pub(super) fn enqueue(&mut self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
+        check_text("trigger", &new.trigger)?;
+        check_text("spec", &new.spec)?;
+        let same = |stored: &&StoredRun| {
+            new.scheduled_for.is_some()
+                && stored.run.new.job == new.job
+                && stored.run.new.scheduled_for == new.scheduled_for
+        };
+        if let Some(existing) = self
+            .runs
+            .values()
+            .find(same)
+            .filter(|_| !self.breaks(Mutation::ForgetInstants))
+        {
+            return Ok(Enqueued::Existing(existing.run.clone()));
+        }
+        self.counters.run += 1;
+        let run = Run {
+            id: RunId::new(self.counters.run),
+            new: new.clone(),
+            status: RunStatus::Queued,
+            attempt: 0,
+            created_at: now,
+            updated_at: now,
+            dequeued_at: None,
+            started_at: None,
+            finished_at: None,
+            heartbeat_at: None,
+            cancel_requested_at: None,
+            git_branch: None,
+            git_sha: None,
+            dbt_version: None,
+            message: None,
+            artifacts_saved: false,
+            has_docs: false,
+            has_sources: false,
+        };
+        let mut stored = StoredRun {
+            run: run.clone(),
+            epoch: 0,
+            lease_until: None,
+            slot: None,
+            taken: 0,
+            ended_by_agent: false,
+            steps: BTreeMap::new(),
+            journal: Vec::new(),
+        };
+        self.tell(
+            &mut stored,
+            now,
+            EventBody::Run {
+                status: RunStatus::Queued,
+                message: None,
+            },
+        );
+        self.runs.insert(run.id, stored);
+        Ok(Enqueued::Created(run))
+    }
+
+    /// Writes the journal.
+    pub(super) fn tell(&mut self, stored: &mut StoredRun, at: Timestamp, body: EventBody) {
+        if self.breaks(Mutation::KeepSilent) {
+            return;
+        }
+        self.counters.sequence += 1;
+        stored.journal.push(Event {
+            sequence: self.counters.sequence,
+            account: stored.run.new.account,
+            run: stored.run.id,
+            at,
+            body,
+        });
+    }
+
+    /// Moves a run to `to` because of `event`, with all that follows from it. The journal is told when the
+    /// status is another one afterwards.
+    pub(super) fn advance(
+        &mut self,
+        stored: &mut StoredRun,
+        to: RunStatus,
+        event: RunEvent,
+        patch: &RunPatch,
+        at: Timestamp,
+    ) {
+        let from = stored.run.status;
+        stored.run.status = to;
+        stored.run.updated_at = at;
+        apply_patch(&mut stored.run, patch);
+        if !from.is_terminal() {
+            match event {
+                RunEvent::Started => {
+                    stored.run.started_at.get_or_insert(at);
+                }
+                RunEvent::CancelRequested => {
+                    stored.run.cancel_requested_at.get_or_insert(at);
+                }
+                _ => {}
+            }
+        }
+        if from == to {
+            return;
+        }
+        if !to.is_live() {
+            stored.slot = None;
+            stored.lease_until = None;
+        }
+        if to.is_terminal() {
+            stored.run.finished_at = Some(at);
+        }
+        if to == RunStatus::Queued {
+            stored.run.dequeued_at = None;
+            stored.run.new.due_at = stored.run.new.due_at.min(at);
+        }
+        self.tell(
+            stored,
+            at,
+            EventBody::Run {
+                status: to,
+                message: patch.message.clone(),
+            },
+        );
+    }
+}
+
+pub(super) fn apply_patch(run: &mut Run, patch: &RunPatch) {
+    let set = |field: &mut Option<String>, value: &Option<String>| {
+        if value.is_some() {
+            field.clone_from(value);
+        }
+    };
+    set(&mut run.message, &patch.message);
+    set(&mut run.git_branch, &patch.git_branch);
+    set(&mut run.git_sha, &patch.git_sha);
+    set(&mut run.dbt_version, &patch.dbt_version);
+    run.artifacts_saved = patch.artifacts_saved.unwrap_or(run.artifacts_saved);
+    run.has_docs = patch.has_docs.unwrap_or(run.has_docs);
+    run.has_sources = patch.has_sources.unwrap_or(run.has_sources);
+}
+
+/// What a step is now, for the journal.
+pub(super) fn step_event(step: &StepState) -> EventBody {
+    EventBody::Step { step: step.clone() }
+}
+
+/// `Invalid` when any text in `value` has a NUL: PostgreSQL cannot keep one, so no adapter may.
+pub(super) fn check_text(field: &'static str, value: &impl Serialize) -> Result<()> {
+    fn has_nul(value: &serde_json::Value) -> bool {
+        match value {
+            serde_json::Value::String(text) => text.contains('\0'),
+            serde_json::Value::Array(items) => items.iter().any(has_nul),
+            serde_json::Value::Object(fields) => fields.iter().any(|(name, item)| name.contains('\0') || has_nul(item)),
+            _ => false,
+        }
+    }
+    if has_nul(&serde_json::to_value(value).expect("the nouns of core are JSON")) {
+        return Err(Error::invalid(field, "expected text without a NUL"));
+    }
+    Ok(())
+}

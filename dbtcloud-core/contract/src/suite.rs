@@ -1,0 +1,313 @@
+//! One suite per port. A case is an async function over the port; an adapter's test runs every case by
+//! name, each over a fresh subject, with one macro:
+//!
+//! ```
+//! use dbtcloud_contract::memory::MemoryStorage;
+//! use dbtcloud_contract::suite::Subject;
+//! dbtcloud_contract::storage_suite!(memory, || async { Subject::storage(MemoryStorage::new()) });
+//! ```
+//!
+//! A case that is in no list is dead code and fails the build under `-D warnings`.
+
+use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dbtcloud_core::ports::{
+    Artifacts, Catalog, Clock, Journal, Leases, Logs, Runs, Schedules, Sessions, Storage, Tickets, Volume,
+};
+
+/// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
+macro_rules! cases {
+    ($d:tt $list:ident, $module:ident, $subject:ty: $($case:ident),+ $(,)?) => {
+        /// Every case, by name.
+        pub static CASES: &[$crate::suite::Case<$subject>] = &[$($crate::suite::Case {
+            name: stringify!($case),
+            run: |subject| Box::pin($case(subject)),
+        }),+];
+
+        #[doc(hidden)]
+        #[macro_export]
+        macro_rules! $list {
+            ($d factory:path, $d([$d meta:meta])*) => {$(
+                #[test]
+                $d(#[$d meta])*
+                fn $case() {
+                    $crate::suite::run($crate::suite::$module::CASES, stringify!($case), $d factory);
+                }
+            )+};
+        }
+    };
+}
+
+pub mod artifacts;
+pub mod catalog;
+pub mod clock;
+pub mod executor;
+pub mod journal;
+pub mod leases;
+pub mod logs;
+pub mod model;
+pub mod queue;
+pub mod reports;
+pub mod runs;
+mod samples;
+pub mod schedules;
+pub mod sessions;
+pub mod tickets;
+pub mod vault;
+pub mod volume;
+
+/// What a case is run on, and what must live as long as it does (a temporary directory, a database).
+pub struct Subject<T> {
+    value: T,
+    kept: Vec<Box<dyn Any + Send>>,
+}
+
+impl<T> Subject<T> {
+    /// A subject.
+    pub fn new(value: T) -> Self {
+        Self {
+            value,
+            kept: Vec::new(),
+        }
+    }
+
+    /// The same, with something that is dropped after the case.
+    #[must_use]
+    pub fn keeping(mut self, kept: impl Any + Send) -> Self {
+        self.kept.push(Box::new(kept));
+        self
+    }
+}
+
+impl Subject<Stores> {
+    /// A storage.
+    pub fn storage(storage: impl Storage) -> Self {
+        Self::new(Stores::of(Arc::new(storage)))
+    }
+}
+
+impl Subject<Arc<dyn Artifacts>> {
+    /// An artifact store.
+    pub fn artifacts(artifacts: impl Artifacts + 'static) -> Self {
+        Self::new(Arc::new(artifacts))
+    }
+}
+
+impl Subject<Arc<dyn Volume>> {
+    /// Volumes.
+    pub fn volume(volume: impl Volume + 'static) -> Self {
+        Self::new(Arc::new(volume))
+    }
+}
+
+impl Subject<Arc<dyn executor::Fixture>> {
+    /// An executor's world.
+    pub fn executor(fixture: impl executor::Fixture + 'static) -> Self {
+        Self::new(Arc::new(fixture))
+    }
+}
+
+impl Subject<Arc<dyn Clock>> {
+    /// A clock.
+    pub fn clock(clock: impl Clock + 'static) -> Self {
+        Self::new(Arc::new(clock))
+    }
+}
+
+/// One storage, door by door: cases name the port they mean.
+#[derive(Clone)]
+pub struct Stores {
+    /// Its catalog.
+    pub catalog: Arc<dyn Catalog>,
+    /// Its journal.
+    pub journal: Arc<dyn Journal>,
+    /// Its leases.
+    pub leases: Arc<dyn Leases>,
+    /// Its logs.
+    pub logs: Arc<dyn Logs>,
+    /// Its runs.
+    pub runs: Arc<dyn Runs>,
+    /// Its schedules.
+    pub schedules: Arc<dyn Schedules>,
+    /// Its sessions.
+    pub sessions: Arc<dyn Sessions>,
+    /// Its tickets.
+    pub tickets: Arc<dyn Tickets>,
+}
+
+impl Stores {
+    /// The doors of a storage.
+    pub fn of<S: Storage>(storage: Arc<S>) -> Self {
+        Self {
+            catalog: storage.clone(),
+            journal: storage.clone(),
+            leases: storage.clone(),
+            logs: storage.clone(),
+            runs: storage.clone(),
+            schedules: storage.clone(),
+            sessions: storage.clone(),
+            tickets: storage,
+        }
+    }
+}
+
+/// A case on its way.
+pub type CaseFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One case of a suite.
+pub struct Case<T> {
+    /// Its name.
+    pub name: &'static str,
+    /// Runs it; it panics when the subject does not do what the port promises.
+    pub run: fn(T) -> CaseFuture,
+}
+
+/// Runs one case on what the factory makes, on a runtime of its own with several threads.
+///
+/// # Panics
+/// When the case fails.
+pub fn run<T, F>(cases: &[Case<T>], name: &str, factory: impl FnOnce() -> F)
+where
+    T: Clone,
+    F: Future<Output = Subject<T>>,
+{
+    let case = cases
+        .iter()
+        .find(|case| case.name == name)
+        .expect("a case of this name");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let subject = factory().await;
+        (case.run)(subject.value.clone()).await;
+        drop(subject);
+    });
+}
+
+/// One test per case of every storage port.
+///
+/// `storage_suite!(module, factory)`, where the factory is called for every case and gives a future of a
+/// [`Subject`](crate::suite::Subject). Attributes in front of the module's name go to every test, for
+/// example `storage_suite!(#[ignore = "needs a server"] postgres, factory)`.
+#[macro_export]
+macro_rules! storage_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<$crate::suite::Stores> {
+                ($factory)().await
+            }
+            mod catalog {
+                $crate::catalog_cases!(super::factory, $([$meta])*);
+            }
+            mod journal {
+                $crate::journal_cases!(super::factory, $([$meta])*);
+            }
+            mod leases {
+                $crate::leases_cases!(super::factory, $([$meta])*);
+            }
+            mod logs {
+                $crate::logs_cases!(super::factory, $([$meta])*);
+            }
+            mod queue {
+                $crate::queue_cases!(super::factory, $([$meta])*);
+            }
+            mod reports {
+                $crate::reports_cases!(super::factory, $([$meta])*);
+            }
+            mod runs {
+                $crate::runs_cases!(super::factory, $([$meta])*);
+            }
+            mod schedules {
+                $crate::schedules_cases!(super::factory, $([$meta])*);
+            }
+            mod sessions {
+                $crate::sessions_cases!(super::factory, $([$meta])*);
+            }
+            mod tickets {
+                $crate::tickets_cases!(super::factory, $([$meta])*);
+            }
+        }
+    };
+}
+
+/// One test per case of [`artifacts`](mod@crate::suite::artifacts). The factory gives a `Subject::artifacts(..)`. See [`storage_suite!`].
+#[macro_export]
+macro_rules! artifacts_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<::std::sync::Arc<dyn $crate::ports::Artifacts>> {
+                ($factory)().await
+            }
+            $crate::artifacts_cases!(factory, $([$meta])*);
+        }
+    };
+}
+
+/// One test per case of [`clock`](mod@crate::suite::clock). The factory gives a `Subject::clock(..)`. See [`storage_suite!`].
+#[macro_export]
+macro_rules! clock_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<::std::sync::Arc<dyn $crate::ports::Clock>> {
+                ($factory)().await
+            }
+            $crate::clock_cases!(factory, $([$meta])*);
+        }
+    };
+}
+
+/// One test per case of [`executor`](mod@crate::suite::executor). The factory gives a `Subject::executor(fixture)`. See [`storage_suite!`].
+#[macro_export]
+macro_rules! executor_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<::std::sync::Arc<dyn $crate::suite::executor::Fixture>> {
+                ($factory)().await
+            }
+            $crate::executor_cases!(factory, $([$meta])*);
+        }
+    };
+}
+
+/// One test per case of [`vault`](mod@crate::suite::vault). The factory gives a `Subject::new(Vaults { .. })`. See [`storage_suite!`].
+#[macro_export]
+macro_rules! vault_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<$crate::suite::vault::Vaults> {
+                ($factory)().await
+            }
+            $crate::vault_cases!(factory, $([$meta])*);
+        }
+    };
+}
+
+/// One test per case of [`volume`](mod@crate::suite::volume). The factory gives a `Subject::volume(..)`. See [`storage_suite!`].
+#[macro_export]
+macro_rules! volume_suite {
+    ($(#[$meta:meta])* $module:ident, $factory:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            async fn factory() -> $crate::suite::Subject<::std::sync::Arc<dyn $crate::ports::Volume>> {
+                ($factory)().await
+            }
+            $crate::volume_cases!(factory, $([$meta])*);
+        }
+    };
+}

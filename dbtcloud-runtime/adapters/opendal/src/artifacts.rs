@@ -1,0 +1,354 @@
+//! [`OpendalArtifacts`]: the artifacts port on an operator.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream};
+use dbtcloud_core::{Error, Result};
+use futures::{StreamExt, TryStreamExt};
+use opendal::{EntryMode, Operator, Writer};
+
+use crate::failure::{is_absent, is_in_the_way, unavailable};
+use crate::layout;
+
+/// How much is sent to an object store at once, and so what a put holds in memory. S3 takes 10,000 parts of
+/// at least 5 MiB, so a file may be 80 GB.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many files' lengths are asked for at the same time where a listing does not tell them.
+const STAT_CONCURRENCY: usize = 16;
+
+const SCHEMES: &str = "file:///path and memory://";
+
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+/// Artifacts in an object store, a directory or memory.
+///
+/// - **Layout**: `<account>/<run>/steps/<n>/<path>` and `<account>/<run>/logs/<path>` below the operator's
+///   root; odd characters are percent-encoded.
+/// - **Atomic**: where the store can rename (directories), a file comes in below `.incoming/` and is renamed
+///   when it is whole and synced, together with its directories; elsewhere the store itself shows an object
+///   only when its upload is complete. A put that is dropped leaves at most an invisible part, which
+///   [`Artifacts::remove`] clears in a directory and a lifecycle rule for incomplete uploads in a bucket.
+/// - **Memory**: a put holds 8 MiB at most, a read one chunk, whatever the file's length. The `memory://`
+///   store holds everything, of course; it is for tests.
+/// - **One path a file and a directory** (`a` and `a/b`): fine in an object store; in a directory the second
+///   put is `Invalid`.
+///
+/// ```
+/// use bytes::Bytes;
+/// use dbtcloud_core::Result;
+/// use dbtcloud_core::id::{AccountId, RunId};
+/// use dbtcloud_core::ports::{Area, ArtifactKey, Artifacts, ByteRange};
+/// use dbtcloud_opendal::OpendalArtifacts;
+/// use futures::{TryStreamExt, stream};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let artifacts = OpendalArtifacts::from_url("memory://")?;
+/// let key = ArtifactKey {
+///     account: AccountId::new(1),
+///     run: RunId::new(42),
+///     area: Area::Step(0),
+///     path: "manifest.json".parse()?,
+/// };
+/// artifacts.put(&key, Box::pin(stream::iter([Ok(Bytes::from("{}"))]))).await?;
+/// let parts: Vec<Bytes> = artifacts.open(&key, ByteRange::default()).await?.try_collect().await?;
+/// assert_eq!(parts.concat(), b"{}");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct OpendalArtifacts {
+    operator: Operator,
+    /// The directory to be synced, when it is one.
+    directory: Option<PathBuf>,
+    /// Tells what this store lets in from what other processes do, also on other machines.
+    token: u64,
+}
+
+impl OpendalArtifacts {
+    /// Artifacts below the root of `operator`, with whatever layers the caller gave it.
+    pub fn new(operator: Operator) -> Self {
+        let info = operator.info();
+        let directory = (info.scheme() == "fs").then(|| PathBuf::from(info.root()));
+        Self {
+            operator,
+            directory,
+            token: RandomState::new().build_hasher().finish(),
+        }
+    }
+
+    /// Artifacts at `file:///path`, which is made if it is not there, or at `memory://`, which is empty.
+    ///
+    /// Errors: `Invalid` for anything else; `Unavailable` when the directory cannot be made.
+    pub fn from_url(url: &str) -> Result<Self> {
+        // The text may hold credentials, so no message repeats more than its scheme.
+        let parsed = url::Url::parse(url)
+            .map_err(|error| Error::invalid("artifacts", format!("expected a URL, {SCHEMES}")).because(error))?;
+        let operator = match parsed.scheme() {
+            "file" => {
+                let path = parsed
+                    .to_file_path()
+                    .ok()
+                    .and_then(|path| path.to_str().map(str::to_owned));
+                let Some(path) = path else {
+                    return Err(Error::invalid(
+                        "artifacts",
+                        "expected file:///path, with an absolute path in UTF-8",
+                    ));
+                };
+                Operator::new(opendal::services::Fs::default().root(&path))
+                    .map_err(|error| unavailable(format!("artifacts in {path}"), error))?
+            }
+            "memory" => Operator::new(opendal::services::Memory::default())
+                .map_err(|error| unavailable("artifacts in memory", error))?,
+            other => {
+                return Err(Error::invalid(
+                    "artifacts",
+                    format!("cannot speak '{other}'; supported are {SCHEMES}"),
+                ));
+            }
+        };
+        Ok(Self::new(operator))
+    }
+
+    async fn write(&self, at: &str, key: &ArtifactKey, mut bytes: ByteStream) -> Result<u64> {
+        let failed = |error| unavailable(format!("artifact {}", key.path), error);
+        let chunked = self.operator.info().capability().write_multi_min_size.is_some();
+        let writer = self.operator.writer_with(at);
+        let writer = if chunked { writer.chunk(CHUNK_BYTES) } else { writer };
+        let mut writer = writer.await.map_err(failed)?;
+        let mut length = 0;
+        while let Some(next) = bytes.next().await {
+            let written = match next {
+                Ok(part) => {
+                    length += part.len() as u64;
+                    writer.write(part).await.map_err(failed)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                abort(writer).await;
+                return Err(error);
+            }
+        }
+        if let Err(error) = writer.close().await {
+            abort(writer).await;
+            return Err(failed(error));
+        }
+        Ok(length)
+    }
+
+    /// The directories whose entries a put at `at` makes or changes: the file's own, and when that is not
+    /// there yet, all above it. Empty where the store is no directory.
+    async fn touched(&self, at: &str) -> Vec<PathBuf> {
+        let Some(root) = &self.directory else { return Vec::new() };
+        let file = root.join(at);
+        let mut above: Vec<PathBuf> = file
+            .ancestors()
+            .skip(1)
+            .take_while(|above| above.starts_with(root))
+            .map(Path::to_owned)
+            .collect();
+        // A question that fails is answered by syncing more.
+        let known = match at.rsplit_once('/') {
+            Some((parent, _)) => self.operator.exists(&format!("{parent}/")).await.unwrap_or(false),
+            None => false,
+        };
+        above.truncate(if known { 1 } else { above.len() });
+        above
+    }
+}
+
+/// Makes the entries of directories outlast a power cut.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "opendal syncs files, and has no word for directories"
+)]
+async fn sync(directories: Vec<PathBuf>) -> std::io::Result<()> {
+    let synced = tokio::task::spawn_blocking(move || {
+        directories
+            .iter()
+            .try_for_each(|directory| std::fs::File::open(directory)?.sync_all())
+    });
+    synced.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+}
+
+/// The failure that made us abort is the one to be told; a part that stays is invisible.
+async fn abort(mut writer: Writer) {
+    let _ = writer.abort().await;
+}
+
+/// A file on its way. Dropped before it arrived, it is deleted.
+struct Incoming<'a> {
+    operator: &'a Operator,
+    at: String,
+    arrived: bool,
+}
+
+impl<'a> Incoming<'a> {
+    fn new(store: &'a OpendalArtifacts, key: &ArtifactKey) -> Self {
+        let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let at = format!(
+            "{}{:016x}-{serial}",
+            layout::incoming(key.account, key.run),
+            store.token
+        );
+        Self {
+            operator: &store.operator,
+            at,
+            arrived: false,
+        }
+    }
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        if self.arrived {
+            return;
+        }
+        let (operator, at) = (self.operator.clone(), std::mem::take(&mut self.at));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { operator.delete(&at).await });
+        }
+    }
+}
+
+#[async_trait]
+impl Artifacts for OpendalArtifacts {
+    async fn put(&self, key: &ArtifactKey, bytes: ByteStream) -> Result<u64> {
+        let at = layout::key(key);
+        if !self.operator.info().capability().rename {
+            return self.write(&at, key, bytes).await;
+        }
+        let touched = self.touched(&at).await;
+        let mut incoming = Incoming::new(self, key);
+        let length = self.write(&incoming.at, key, bytes).await?;
+        self.operator.rename(&incoming.at, &at).await.map_err(|error| {
+            if is_in_the_way(&error) {
+                let expected = format!(
+                    "'{}' is both a file and a directory, which this store cannot hold",
+                    key.path
+                );
+                return Error::invalid("path", expected).because(error);
+            }
+            unavailable(format!("artifact {}", key.path), error)
+        })?;
+        incoming.arrived = true;
+        sync(touched)
+            .await
+            .map_err(|error| Error::unavailable(format!("artifact {}: not durable", key.path)).because(error))?;
+        Ok(length)
+    }
+
+    async fn open(&self, key: &ArtifactKey, range: ByteRange) -> Result<ByteStream> {
+        let Some(meta) = self.stat(key).await? else {
+            return Err(Error::not_found("artifact", &key.path));
+        };
+        let end = range.end.unwrap_or(meta.bytes).min(meta.bytes);
+        if range.start >= end {
+            return Ok(Box::pin(futures::stream::empty()));
+        }
+        let path = key.path.clone();
+        let failed = move |error: opendal::Error| {
+            if is_absent(&error) {
+                Error::not_found("artifact", &path)
+            } else {
+                unavailable(format!("artifact {path}"), error)
+            }
+        };
+        let at = layout::key(key);
+        let reader = self
+            .operator
+            .reader_with(&at)
+            .chunk(CHUNK_BYTES)
+            .await
+            .map_err(&failed)?;
+        let stream = reader.into_stream(range.start..end).await.map_err(&failed)?;
+        let parts = stream.map_err(move |error| match failed(error) {
+            // Once it streams, gone is a matter of trying again: what was told so far was of a file.
+            error if error.kind() == dbtcloud_core::ErrorKind::NotFound => {
+                Error::unavailable("artifact removed while it was read").because(error)
+            }
+            error => error,
+        });
+        Ok(Box::pin(parts.flat_map(|buffer| match buffer {
+            Ok(buffer) => futures::stream::iter(Iterator::map(buffer, Ok)).left_stream(),
+            Err(error) => futures::stream::iter([Err(error)]).right_stream(),
+        })))
+    }
+
+    async fn stat(&self, key: &ArtifactKey) -> Result<Option<ArtifactMeta>> {
+        match self.operator.stat(&layout::key(key)).await {
+            Ok(meta) if meta.mode() == EntryMode::DIR => Ok(None),
+            Ok(meta) => Ok(Some(ArtifactMeta {
+                area: key.area,
+                path: key.path.clone(),
+                bytes: meta.content_length(),
+            })),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(unavailable(format!("artifact {}", key.path), error)),
+        }
+    }
+
+    async fn list(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<Vec<ArtifactMeta>> {
+        let failed = |error| unavailable(format!("artifacts of run {run}"), error);
+        let run_prefix = layout::prefix(account, run, None);
+        let lister = self
+            .operator
+            .lister_with(&layout::prefix(account, run, area))
+            .recursive(true)
+            .await;
+        let entries = match lister {
+            Ok(lister) => lister,
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let found = entries
+            .try_filter_map(|entry| {
+                let ours =
+                    layout::parse(&run_prefix, entry.path()).filter(|_| entry.metadata().mode() != EntryMode::DIR);
+                futures::future::ok(ours.map(|(area, path)| (area, path, entry)))
+            })
+            .map_ok(|(area, path, entry)| async move {
+                let bytes = match entry.metadata().mode() {
+                    EntryMode::FILE => entry.metadata().content_length(),
+                    // Stores that list names only.
+                    _ => match self.operator.stat(entry.path()).await {
+                        Ok(meta) => meta.content_length(),
+                        Err(error) if is_absent(&error) => return Ok(None),
+                        Err(error) => return Err(error),
+                    },
+                };
+                Ok(Some(ArtifactMeta { area, path, bytes }))
+            })
+            .try_buffer_unordered(STAT_CONCURRENCY)
+            .try_filter_map(futures::future::ok);
+        let mut found: Vec<ArtifactMeta> = match found.try_collect().await {
+            Ok(found) => found,
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        found.sort();
+        Ok(found)
+    }
+
+    async fn remove(&self, account: AccountId, run: RunId) -> Result<()> {
+        let mut prefixes = vec![layout::prefix(account, run, None)];
+        if self.operator.info().capability().rename {
+            prefixes.push(layout::incoming(account, run));
+        }
+        for prefix in prefixes {
+            match self.operator.delete_with(&prefix).recursive(true).await {
+                Ok(()) => {}
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(unavailable(format!("artifacts of run {run}"), error)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+-- What people edit: one table per kind, all alike. Bodies are JSON that only the domain reads.
+CREATE TABLE accounts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX accounts_by_account ON accounts (account_id, project_id, id);
+CREATE INDEX accounts_by_parent ON accounts (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX accounts_by_lookup ON accounts (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE connections (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX connections_by_account ON connections (account_id, project_id, id);
+CREATE INDEX connections_by_parent ON connections (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX connections_by_lookup ON connections (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE credentials (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX credentials_by_account ON credentials (account_id, project_id, id);
+CREATE INDEX credentials_by_parent ON credentials (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX credentials_by_lookup ON credentials (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE environments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX environments_by_account ON environments (account_id, project_id, id);
+CREATE INDEX environments_by_parent ON environments (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX environments_by_lookup ON environments (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE extended_attributes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX extended_attributes_by_account ON extended_attributes (account_id, project_id, id);
+CREATE INDEX extended_attributes_by_parent ON extended_attributes (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX extended_attributes_by_lookup ON extended_attributes (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX jobs_by_account ON jobs (account_id, project_id, id);
+CREATE INDEX jobs_by_parent ON jobs (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX jobs_by_lookup ON jobs (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE projects (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX projects_by_account ON projects (account_id, project_id, id);
+CREATE INDEX projects_by_parent ON projects (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX projects_by_lookup ON projects (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE repositories (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX repositories_by_account ON repositories (account_id, project_id, id);
+CREATE INDEX repositories_by_parent ON repositories (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX repositories_by_lookup ON repositories (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX tokens_by_account ON tokens (account_id, project_id, id);
+CREATE INDEX tokens_by_parent ON tokens (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX tokens_by_lookup ON tokens (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX users_by_account ON users (account_id, project_id, id);
+CREATE INDEX users_by_parent ON users (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX users_by_lookup ON users (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+CREATE TABLE variables (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX variables_by_account ON variables (account_id, project_id, id);
+CREATE INDEX variables_by_parent ON variables (parent_id) WHERE parent_id IS NOT NULL;
+CREATE UNIQUE INDEX variables_by_lookup ON variables (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+
+-- Every run there ever was. What lists filter by has a column; what only the domain reads is JSON.
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER NOT NULL,
+    environment_id INTEGER NOT NULL,
+    job_id INTEGER NOT NULL,
+    cause_body TEXT NOT NULL,
+    spec_body TEXT NOT NULL,
+    scheduled_for INTEGER,
+    exclusive INTEGER NOT NULL,
+    takes_slot INTEGER NOT NULL,
+    retry_of INTEGER,
+    due_at INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('queued', 'starting', 'running', 'cancelling', 'success', 'warned', 'error', 'cancelled')),
+    attempt INTEGER NOT NULL DEFAULT 0,
+    epoch INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    dequeued_at INTEGER,
+    started_at INTEGER,
+    finished_at INTEGER,
+    heartbeat_at INTEGER,
+    cancel_requested_at INTEGER,
+    git_branch TEXT,
+    git_sha TEXT,
+    dbt_version TEXT,
+    message TEXT,
+    artifacts_saved INTEGER NOT NULL DEFAULT 0,
+    has_docs INTEGER NOT NULL DEFAULT 0,
+    has_sources INTEGER NOT NULL DEFAULT 0,
+    last_sequence INTEGER NOT NULL,
+    batch_number INTEGER NOT NULL DEFAULT 0,
+    ended_by_agent INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE UNIQUE INDEX runs_by_instant ON runs (job_id, scheduled_for) WHERE scheduled_for IS NOT NULL;
+CREATE INDEX runs_by_account ON runs (account_id, id);
+CREATE INDEX runs_by_job ON runs (account_id, job_id, id);
+CREATE INDEX runs_by_environment ON runs (account_id, environment_id, id);
+CREATE INDEX runs_by_created ON runs (account_id, created_at, id);
+CREATE INDEX runs_by_finished ON runs (account_id, finished_at, id);
+
+-- One narrow row per run that has not ended, so that queue and claim cost nothing for history. No foreign
+-- keys: it is the busiest table. Its row is the lock of its run: taken before the row in runs, always.
+CREATE TABLE run_queue (
+    run_id INTEGER NOT NULL PRIMARY KEY,
+    account_id INTEGER NOT NULL,
+    job_id INTEGER NOT NULL,
+    exclusive INTEGER NOT NULL,
+    takes_slot INTEGER NOT NULL,
+    slot INTEGER CHECK (slot IS NULL OR state <> 'queued'),
+    state TEXT NOT NULL CHECK (state IN ('queued', 'starting', 'running', 'cancelling')),
+    due_at INTEGER NOT NULL,
+    owner TEXT,
+    epoch INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    lease_until INTEGER
+) STRICT;
+CREATE INDEX run_queue_due ON run_queue (account_id, due_at, run_id) WHERE state = 'queued';
+CREATE INDEX run_queue_live ON run_queue (run_id) WHERE state <> 'queued';
+CREATE UNIQUE INDEX run_queue_slot ON run_queue (account_id, slot) WHERE slot IS NOT NULL;
+CREATE UNIQUE INDEX run_queue_exclusive ON run_queue (job_id) WHERE exclusive AND state <> 'queued';
+
+CREATE TABLE run_steps (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+    step_index INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('clone', 'profile', 'deps', 'freshness', 'command', 'docs')),
+    status TEXT NOT NULL CHECK (status IN ('pending', 'running', 'success', 'warned', 'error', 'skipped', 'cancelled')),
+    started_at INTEGER,
+    finished_at INTEGER,
+    exit_code INTEGER,
+    message TEXT,
+    backend TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    log_bytes INTEGER NOT NULL DEFAULT 0,
+    log_first INTEGER NOT NULL DEFAULT 0,
+    log_object TEXT,
+    UNIQUE (run_id, step_index)
+) STRICT;
+CREATE INDEX run_steps_unmoved ON run_steps (run_id) WHERE log_bytes > log_first;
+
+-- Appended only. No foreign key: the row in runs is locked by the transaction that appends.
+CREATE TABLE log_chunks (
+    run_id INTEGER NOT NULL,
+    step_index INTEGER NOT NULL,
+    start_offset INTEGER NOT NULL,
+    length INTEGER NOT NULL CHECK (length > 0),
+    bytes BLOB NOT NULL,
+    PRIMARY KEY (run_id, step_index, start_offset)
+) STRICT;
+
+-- Appended only; the sequence is counted in runs, under that row's lock, so a reader never sees a gap close.
+CREATE TABLE journal (
+    run_id INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    account_id INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (run_id, sequence)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE schedules (
+    job_id INTEGER NOT NULL PRIMARY KEY,
+    account_id INTEGER NOT NULL,
+    job_version INTEGER NOT NULL,
+    next_at INTEGER,
+    updated_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX schedules_due ON schedules (next_at, job_id) WHERE next_at IS NOT NULL;
+
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER NOT NULL,
+    user_id INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('starting', 'running', 'suspending', 'suspended', 'closed', 'failed')),
+    generation INTEGER NOT NULL,
+    address TEXT,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    active_at INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX sessions_open ON sessions (account_id, project_id, user_id) WHERE status NOT IN ('closed', 'failed');
+CREATE INDEX sessions_by_status ON sessions (status, id);
+
+CREATE TABLE leases (
+    name TEXT NOT NULL PRIMARY KEY,
+    owner TEXT NOT NULL,
+    term INTEGER NOT NULL,
+    held_until INTEGER
+) STRICT;
+
+-- Digests only: neither a ticket nor a key is ever stored in plain.
+CREATE TABLE tickets (
+    ticket BLOB NOT NULL PRIMARY KEY,
+    account_id INTEGER NOT NULL,
+    run_id INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX tickets_by_run ON tickets (run_id, attempt);
+
+CREATE TABLE agent_keys (
+    run_id INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    account_id INTEGER NOT NULL,
+    key BLOB NOT NULL UNIQUE,
+    PRIMARY KEY (run_id, attempt)
+) STRICT;

@@ -1,0 +1,253 @@
+use std::str::FromStr;
+use std::time::Duration;
+
+use dbtcloud_core::{Error, Result};
+#[cfg(feature = "sqlite")]
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+#[cfg(feature = "postgres")]
+use sqlx::{
+    Connection,
+    postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
+};
+
+use super::{Engine, Link, Options};
+use crate::error::translate;
+
+/// Settings of every PostgreSQL connection. A custom plan each time: a generic plan that was made while
+/// the queue was empty stays on a sequential scan for good.
+#[cfg(feature = "postgres")]
+const PREPARE_CONNECTION: &str = "SELECT set_config('statement_timeout', $1, false), \
+    set_config('lock_timeout', $2, false), \
+    set_config('idle_in_transaction_session_timeout', '60s', false), \
+    set_config('plan_cache_mode', 'force_custom_plan', false), \
+    set_config('client_min_messages', 'warning', false)";
+
+/// A connection that was idle longer than this is asked whether it still lives before it is used.
+#[cfg(feature = "postgres")]
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+/// The connections to one database.
+#[derive(Clone, Debug)]
+pub(crate) enum Database {
+    #[cfg(feature = "postgres")]
+    Postgres(PgPool),
+    /// SQLite has one writer at a time: a pool of one queues writers here, fairly, and not by polling
+    /// inside SQLite. Readers see the last commit (WAL) and never wait.
+    #[cfg(feature = "sqlite")]
+    Sqlite { writer: SqlitePool, readers: SqlitePool },
+}
+
+impl Database {
+    pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self> {
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        match scheme {
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => connect_postgres(url, options).await,
+            #[cfg(feature = "sqlite")]
+            "sqlite" => connect_sqlite(url, options).await,
+            _ => Err(Error::invalid(
+                "database_url",
+                "expected postgres://user:password@host/database or sqlite:///path/to/file, with the \
+                 engine compiled in",
+            )),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => Engine::Postgres,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Engine::Sqlite,
+        }
+    }
+
+    /// A connection for one statement that only reads.
+    pub(crate) async fn read(&self) -> Result<Borrowed> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { readers, .. } => readers.acquire().await.map(Borrowed::Sqlite),
+        }
+        .map_err(translate)
+    }
+
+    /// A connection for one statement that writes and is its own transaction.
+    pub(crate) async fn write(&self) -> Result<Borrowed> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { writer, .. } => writer.acquire().await.map(Borrowed::Sqlite),
+        }
+        .map_err(translate)
+    }
+
+    /// A transaction that writes. Dropping it rolls back.
+    pub(crate) async fn begin(&self) -> Result<Work> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => pool.begin().await.map(Work::Postgres),
+            // At once, so that it cannot fail to upgrade from a read in the middle.
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { writer, .. } => writer.begin_with("BEGIN IMMEDIATE").await.map(Work::Sqlite),
+        }
+        .map_err(translate)
+    }
+
+    pub(crate) async fn close(&self) {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => pool.close().await,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { writer, readers } => {
+                // Readers first: the last connection to close writes the WAL back.
+                readers.close().await;
+                writer.close().await;
+            }
+        }
+    }
+}
+
+/// A connection outside of a transaction.
+pub(crate) enum Borrowed {
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::pool::PoolConnection<sqlx::Postgres>),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::pool::PoolConnection<sqlx::Sqlite>),
+}
+
+impl Borrowed {
+    pub(crate) fn link(&mut self) -> Link<'_> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(connection) => Link::Postgres(connection),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(connection) => Link::Sqlite(connection),
+        }
+    }
+}
+
+/// A transaction.
+pub(crate) enum Work {
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+}
+
+impl Work {
+    pub(crate) fn link(&mut self) -> Link<'_> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(work) => Link::Postgres(work),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(work) => Link::Sqlite(work),
+        }
+    }
+
+    pub(crate) async fn commit(self) -> Result<()> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(work) => work.commit().await,
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(work) => work.commit().await,
+        }
+        .map_err(translate)
+    }
+}
+
+#[cfg(feature = "postgres")]
+async fn connect_postgres(url: &str, options: &Options) -> Result<Database> {
+    let connect = PgConnectOptions::from_str(url)
+        .map_err(|_| {
+            // The cause is left out: it may quote the URL, and the URL has a password.
+            Error::invalid("database_url", "expected postgres://user:password@host:port/database")
+        })?
+        .application_name(options.application_name());
+    // One attempt outside of the pool: the pool would retry until its time-out and lose the reason.
+    let place = format!("{}:{}", connect.get_host(), connect.get_port());
+    match tokio::time::timeout(options.acquire_timeout(), PgConnection::connect_with(&connect)).await {
+        Ok(Ok(probe)) => drop(probe.close().await),
+        Ok(Err(error)) => return Err(crate::error::connecting(error, &place)),
+        Err(_) => {
+            return Err(Error::unavailable(format!(
+                "database: no answer from {place} within {:?}",
+                options.acquire_timeout()
+            )));
+        }
+    }
+    let statement = format!("{}ms", options.statement_timeout().as_millis());
+    let lock = format!("{}ms", (options.statement_timeout() / 3).as_millis());
+    let pool = PgPoolOptions::new()
+        .max_connections(options.pool_size())
+        .acquire_timeout(options.acquire_timeout())
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_connect(move |connection, _| {
+            let (statement, lock) = (statement.clone(), lock.clone());
+            Box::pin(async move {
+                let settings = sqlx::query(PREPARE_CONNECTION).bind(statement).bind(lock);
+                settings.execute(connection).await.map(drop)
+            })
+        })
+        .connect_lazy_with(connect);
+    Ok(Database::Postgres(pool))
+}
+
+#[cfg(feature = "sqlite")]
+async fn connect_sqlite(url: &str, options: &Options) -> Result<Database> {
+    let connect = SqliteConnectOptions::from_str(url).map_err(|error| {
+        Error::invalid("database_url", "expected sqlite:///path/to/file or sqlite::memory:").because(error)
+    })?;
+    let memory = url.contains(":memory:") || url.contains("mode=memory");
+    if !memory
+        && let Some(folder) = connect.get_filename().parent()
+        && !folder.as_os_str().is_empty()
+        && !folder.is_dir()
+    {
+        return Err(Error::unavailable(format!(
+            "database: the directory {} does not exist; create it or change the database URL",
+            folder.display()
+        )));
+    }
+    let connect = connect
+        .busy_timeout(options.acquire_timeout())
+        .foreign_keys(true)
+        // FULL: a run that was acknowledged survives a power cut, as on PostgreSQL.
+        .synchronous(SqliteSynchronous::Full)
+        .statement_cache_capacity(200);
+    let fixed = || {
+        SqlitePoolOptions::new()
+            .acquire_timeout(options.acquire_timeout())
+            .test_before_acquire(false)
+            .idle_timeout(None::<Duration>)
+            .max_lifetime(None::<Duration>)
+    };
+    let read_only = url.contains("mode=ro") || url.contains("immutable=");
+    let mut writing = connect.clone();
+    if !read_only {
+        writing = writing.journal_mode(SqliteJournalMode::Wal).create_if_missing(true);
+    }
+    let writer = fixed()
+        .max_connections(1)
+        .connect_with(writing)
+        .await
+        .map_err(translate)?;
+    let readers = if memory {
+        // A database in memory belongs to its one connection.
+        writer.clone()
+    } else {
+        let reading = connect.pragma("query_only", "1");
+        fixed().max_connections(options.pool_size()).connect_lazy_with(reading)
+    };
+    Ok(Database::Sqlite { writer, readers })
+}

@@ -1,0 +1,384 @@
+//! Who executes: the queue, claims and leases. Everything here works on `run_queue`, whose size is that of
+//! what has not ended. Invariants, each in the outer `WHERE` and once more in a partial unique index: a run
+//! is claimed once, a slot of an account is held once (`run_queue_slot`), an exclusive job executes once
+//! (`run_queue_exclusive`). `SKIP LOCKED` on PostgreSQL spares waiting, it proves nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::ports::{Claimed, EventBody, Fence, Holder, Owner, Renewed};
+use dbtcloud_core::run::{Admission, Busy, QueueSnapshot, Run, RunStatus, Waiting};
+use dbtcloud_core::{Error, Result, Timestamp};
+
+use crate::engine::{Database, Engine, Link, Sql, args};
+use crate::error::{is_deadlock, is_duplicate, translate};
+use crate::journal;
+use crate::runs::{self, run_columns};
+use crate::storage::no_nul;
+
+/// The accounts that have somebody waiting: one probe of `run_queue_due` each, not a scan of it.
+macro_rules! lines {
+    () => {
+        "WITH RECURSIVE line (account_id) AS ( \
+            SELECT min(account_id) FROM run_queue WHERE state = 'queued' \
+            UNION ALL \
+            SELECT (SELECT min(q.account_id) FROM run_queue q \
+                WHERE q.state = 'queued' AND q.account_id > line.account_id) \
+            FROM line WHERE line.account_id IS NOT NULL) "
+    };
+}
+macro_rules! busy {
+    () => {
+        " UNION ALL SELECT run_id, account_id, job_id, due_at, exclusive, takes_slot, slot, state \
+          FROM run_queue WHERE state <> 'queued'"
+    };
+}
+
+/// Index `run_queue_due`, its first entries per account, and index `run_queue_live`: one statement, one
+/// instant, whatever the length of the queue.
+const SNAPSHOT: Sql = Sql::each(
+    concat!(
+        lines!(),
+        "SELECT w.run_id, w.account_id, w.job_id, w.due_at, w.exclusive, w.takes_slot, w.slot, w.state \
+         FROM line CROSS JOIN LATERAL (SELECT * FROM run_queue q WHERE q.state = 'queued' \
+            AND q.account_id = line.account_id AND q.due_at <= $1 ORDER BY q.due_at, q.run_id LIMIT $2) w",
+        busy!()
+    ),
+    concat!(
+        lines!(),
+        "SELECT w.run_id, w.account_id, w.job_id, w.due_at, w.exclusive, w.takes_slot, w.slot, w.state \
+         FROM line CROSS JOIN run_queue w WHERE w.run_id IN (SELECT q.run_id FROM run_queue q \
+            WHERE q.state = 'queued' AND q.account_id = line.account_id AND q.due_at <= $1 \
+            ORDER BY q.due_at, q.run_id LIMIT $2)",
+        busy!()
+    ),
+);
+
+/// Index `run_queue_due`, without touching the table.
+const COUNT: Sql = Sql::both("SELECT count(*) AS waiting FROM run_queue WHERE account_id = $1 AND state = 'queued'");
+
+/// Claims of several runs of the same accounts come one after the other, so that they cannot wait for each
+/// other in a ring. Claims of one run do without: they meet in the unique indexes, always in one order.
+/// PostgreSQL only; SQLite has one writer.
+const CLAIMS_IN_TURN: &str = "SELECT count(*) AS locks FROM (SELECT pg_advisory_xact_lock(723684913, line) FROM \
+    (SELECT DISTINCT (account_id % 64)::int AS line FROM run_queue WHERE run_id = ANY($1) ORDER BY 1) AS lines) AS held";
+
+/// What may be claimed, again in the outer condition. `$1` are pairs of run and slot.
+macro_rules! claimable {
+    () => {
+        ") AS wanted WHERE q.run_id = wanted.run_id AND q.state = 'queued' \
+          AND NOT EXISTS (SELECT 1 FROM run_queue h WHERE h.account_id = q.account_id AND h.slot = wanted.slot) \
+          AND NOT (q.exclusive AND EXISTS (SELECT 1 FROM run_queue h \
+            WHERE h.job_id = q.job_id AND h.exclusive AND h.state <> 'queued')) RETURNING "
+    };
+}
+macro_rules! claim_sets {
+    () => {
+        "UPDATE run_queue AS q SET state = 'starting', slot = wanted.slot, owner = $2, lease_until = $3, \
+            epoch = q.epoch + 1, attempt = q.attempt + 1 FROM ("
+    };
+}
+
+/// Primary key; the conditions probe `run_queue_slot` and `run_queue_exclusive`.
+const CLAIM: Sql = Sql::each(
+    concat!(
+        claim_sets!(),
+        "SELECT w.run_id, pair.slot FROM (SELECT (p.value->>0)::bigint AS run_id, (p.value->>1)::bigint AS slot \
+            FROM jsonb_array_elements($1::jsonb) AS p (value)) AS pair JOIN run_queue w ON w.run_id = pair.run_id \
+            WHERE w.state = 'queued' ORDER BY w.run_id FOR UPDATE OF w SKIP LOCKED",
+        claimable!(),
+        "q.run_id, q.epoch"
+    ),
+    concat!(
+        claim_sets!(),
+        "SELECT p.value->>0 AS run_id, p.value->>1 AS slot FROM json_each($1) AS p",
+        claimable!(),
+        "run_id, epoch"
+    ),
+);
+
+/// Primary key. The attempt is that of `run_queue`: both are counted together.
+const ADMIT: Sql = Sql::each(
+    concat!(
+        "UPDATE runs SET status = 'starting', attempt = attempt + 1, dequeued_at = $2, updated_at = $2, \
+            batch_number = 0, last_sequence = last_sequence + 1 \
+         WHERE id = ANY($1) AND status = 'queued' RETURNING ",
+        run_columns!("")
+    ),
+    concat!(
+        "UPDATE runs SET status = 'starting', attempt = attempt + 1, dequeued_at = $2, updated_at = $2, \
+            batch_number = 0, last_sequence = last_sequence + 1 \
+         WHERE id IN (SELECT value FROM json_each($1)) AND status = 'queued' RETURNING ",
+        run_columns!("")
+    ),
+);
+
+/// Primary key; the sequence was counted by [`ADMIT`] in this transaction.
+const TELL: Sql = Sql::each(
+    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
+     SELECT id, last_sequence, account_id, $2, $3 FROM runs WHERE id = ANY($1)",
+    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
+     SELECT id, last_sequence, account_id, $2, $3 FROM runs WHERE id IN (SELECT value FROM json_each($1))",
+);
+
+/// Index `run_queue_live`: only what executes is looked at. The lease is a condition of the outer `WHERE`
+/// too, so that each is taken over once.
+const RECLAIM: Sql = Sql::each(
+    "UPDATE run_queue AS q SET epoch = q.epoch + 1, owner = $2, lease_until = $3 \
+     WHERE q.state <> 'queued' AND q.lease_until <= $1 AND q.run_id IN (SELECT w.run_id FROM run_queue w \
+        WHERE w.state <> 'queued' AND w.lease_until <= $1 ORDER BY w.lease_until, w.run_id LIMIT $4 \
+        FOR UPDATE SKIP LOCKED) \
+     RETURNING q.run_id, q.epoch",
+    "UPDATE run_queue AS q SET epoch = q.epoch + 1, owner = $2, lease_until = $3 \
+     WHERE q.state <> 'queued' AND q.lease_until <= $1 AND q.run_id IN (SELECT w.run_id FROM run_queue w \
+        WHERE w.state <> 'queued' AND w.lease_until <= $1 ORDER BY w.lease_until, w.run_id LIMIT $4) \
+     RETURNING run_id, epoch",
+);
+
+/// Primary key.
+const BY_IDS: Sql = Sql::each(
+    concat!("SELECT ", run_columns!(""), " FROM runs WHERE id = ANY($1)"),
+    concat!(
+        "SELECT ",
+        run_columns!(""),
+        " FROM runs WHERE id IN (SELECT value FROM json_each($1))"
+    ),
+);
+
+/// Primary key; the epoch is the fence. `$1` are pairs of run and epoch.
+const LEASE: Sql = Sql::each(
+    "UPDATE run_queue AS q SET lease_until = $2 FROM (SELECT (p.value->>0)::bigint AS run_id, \
+        (p.value->>1)::bigint AS epoch FROM jsonb_array_elements($1::jsonb) AS p (value)) AS fence \
+     WHERE q.run_id = fence.run_id AND q.epoch = fence.epoch AND q.state <> 'queued'",
+    "UPDATE run_queue AS q SET lease_until = $2 FROM (SELECT p.value->>0 AS run_id, p.value->>1 AS epoch \
+        FROM json_each($1) AS p) AS fence \
+     WHERE q.run_id = fence.run_id AND q.epoch = fence.epoch AND q.state <> 'queued'",
+);
+
+/// Primary keys. Of a run that has ended the last epoch is kept in `runs`.
+const HELD: Sql = Sql::each(
+    concat!(
+        "SELECT ",
+        run_columns!("r."),
+        " FROM (SELECT (p.value->>0)::bigint AS run_id, (p.value->>1)::bigint AS epoch \
+            FROM jsonb_array_elements($1::jsonb) AS p (value)) AS fence JOIN runs r ON r.id = fence.run_id \
+         LEFT JOIN run_queue q ON q.run_id = r.id \
+         WHERE coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
+    ),
+    concat!(
+        "SELECT ",
+        run_columns!("r."),
+        " FROM (SELECT p.value->>0 AS run_id, p.value->>1 AS epoch FROM json_each($1) AS p) AS fence \
+         JOIN runs r ON r.id = fence.run_id LEFT JOIN run_queue q ON q.run_id = r.id \
+         WHERE coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
+    ),
+);
+
+pub(crate) async fn snapshot(database: &Database, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
+    let mut reader = database.read().await?;
+    let mut snapshot = QueueSnapshot::default();
+    for row in reader.link().all(&SNAPSHOT, args![now, per_account]).await? {
+        let run = row.id("run_id")?;
+        let (account, job) = (row.id("account_id")?, row.id("job_id")?);
+        let exclusive = row.bool("exclusive")?;
+        if row.named("state", RunStatus::from_name)? == RunStatus::Queued {
+            let (due_at, takes_slot) = (row.at("due_at")?, row.bool("takes_slot")?);
+            snapshot.waiting.push(Waiting {
+                run,
+                account,
+                job,
+                due_at,
+                exclusive,
+                takes_slot,
+            });
+        } else {
+            let slot = row.maybe_int("slot")?.map(u32::try_from).transpose();
+            let slot = slot.map_err(|_| Error::corrupt("database: slot is out of its range"))?;
+            snapshot.busy.push(Busy {
+                run,
+                account,
+                job,
+                exclusive,
+                slot,
+            });
+        }
+    }
+    snapshot.waiting.sort_by_key(|waiting| (waiting.due_at, waiting.run));
+    snapshot.busy.sort_by_key(|busy| busy.run);
+    Ok(snapshot)
+}
+
+pub(crate) async fn count(database: &Database, account: AccountId) -> Result<u64> {
+    let mut reader = database.read().await?;
+    reader.link().one(&COUNT, args![account]).await?.count("waiting")
+}
+
+/// Why a claim of several runs came to nothing.
+enum Setback {
+    /// Somebody else took a slot or a job at the same moment: one by one, those that can be had are had.
+    Raced,
+    /// Anything else.
+    Failed(Error),
+}
+
+impl From<Error> for Setback {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+pub(crate) async fn claim(
+    database: &Database,
+    owner: &Owner,
+    admissions: &[Admission],
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Vec<Claimed>> {
+    no_nul("owner", owner.as_str())?;
+    if admissions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let distinct: BTreeSet<RunId> = admissions.iter().map(|admission| admission.run).collect();
+    if distinct.len() == admissions.len() {
+        match claim_together(database, owner, admissions, now, until).await {
+            Ok(claimed) => return Ok(claimed),
+            Err(Setback::Failed(error)) => return Err(error),
+            Err(Setback::Raced) if admissions.len() == 1 => return Ok(Vec::new()),
+            Err(Setback::Raced) => {}
+        }
+    }
+    let mut claimed = Vec::new();
+    for admission in admissions {
+        match claim_together(database, owner, std::slice::from_ref(admission), now, until).await {
+            Ok(more) => claimed.extend(more),
+            Err(Setback::Raced) => {}
+            // What was claimed so far is the caller's: a later call finds the rest.
+            Err(Setback::Failed(_)) if !claimed.is_empty() => break,
+            Err(Setback::Failed(error)) => return Err(error),
+        }
+    }
+    Ok(claimed)
+}
+
+async fn claim_together(
+    database: &Database,
+    owner: &Owner,
+    admissions: &[Admission],
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Vec<Claimed>, Setback> {
+    let pairs: Vec<(i64, Option<i64>)> = admissions
+        .iter()
+        .map(|admission| (admission.run.get(), admission.slot.map(i64::from)))
+        .collect();
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    if admissions.len() > 1 && link.engine() == Engine::Postgres {
+        let wanted: Vec<i64> = pairs.iter().map(|(run, _)| *run).collect();
+        link.all_of(CLAIMS_IN_TURN.to_owned(), args![wanted]).await?;
+    }
+    let text = sqlx::SqlSafeStr::into_sql_str(CLAIM.on(link.engine()));
+    let rows = match link.all_raw(text, args![pairs, owner.as_str(), until]).await {
+        Ok(rows) => rows,
+        Err(error) if is_duplicate(&error) || is_deadlock(&error) => return Err(Setback::Raced),
+        Err(error) => return Err(Setback::Failed(translate(error))),
+    };
+    let mut epochs = BTreeMap::new();
+    for row in &rows {
+        epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
+    }
+    if epochs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
+    let mut runs = by_id(link.all(&ADMIT, args![ids.clone(), now]).await?)?;
+    if runs.len() != epochs.len() {
+        return Err(Error::corrupt("database: the queue and the history of a run disagree").into());
+    }
+    let event = journal::body(&EventBody::Run {
+        status: RunStatus::Starting,
+        message: None,
+    })?;
+    link.execute(&TELL, args![ids, now, event]).await?;
+    work.commit().await?;
+    Ok(admissions
+        .iter()
+        .filter_map(|admission| issue(&mut runs, &epochs, admission.run))
+        .collect())
+}
+
+fn by_id(rows: Vec<crate::engine::Row>) -> Result<BTreeMap<RunId, Run>> {
+    rows.iter()
+        .map(|row| runs::read(row).map(|run| (run.id, run)))
+        .collect()
+}
+
+fn issue(runs: &mut BTreeMap<RunId, Run>, epochs: &BTreeMap<RunId, u64>, id: RunId) -> Option<Claimed> {
+    let (run, epoch) = (runs.remove(&id)?, *epochs.get(&id)?);
+    Some(Claimed {
+        run,
+        fence: Fence::issue(id, Holder::Driver { epoch }),
+    })
+}
+
+pub(crate) async fn reclaim(
+    database: &Database,
+    owner: &Owner,
+    now: Timestamp,
+    until: Timestamp,
+    limit: u32,
+) -> Result<Vec<Claimed>> {
+    no_nul("owner", owner.as_str())?;
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    let rows = link.all(&RECLAIM, args![now, owner.as_str(), until, limit]).await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut epochs = BTreeMap::new();
+    for row in &rows {
+        epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
+    }
+    let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
+    let mut runs = by_id(link.all(&BY_IDS, args![ids]).await?)?;
+    work.commit().await?;
+    Ok(epochs.keys().filter_map(|id| issue(&mut runs, &epochs, *id)).collect())
+}
+
+/// Driver fences as pairs. An agent's fence is no lease, an epoch beyond the range nobody's.
+fn pairs(fences: &[Fence]) -> Vec<(i64, Option<i64>)> {
+    let pair = |fence: &Fence| match fence.holder() {
+        Holder::Driver { epoch } => i64::try_from(epoch).ok().map(|epoch| (fence.run().get(), Some(epoch))),
+        Holder::Agent { .. } => None,
+    };
+    fences.iter().filter_map(pair).collect()
+}
+
+async fn lease(link: &mut Link<'_>, fences: &[Fence], until: Timestamp) -> Result<()> {
+    link.execute(&LEASE, args![pairs(fences), until]).await.map(drop)
+}
+
+pub(crate) async fn renew(database: &Database, fences: &[Fence], until: Timestamp) -> Result<Vec<Renewed>> {
+    if fences.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    lease(&mut link, fences, until).await?;
+    let held = by_id(link.all(&HELD, args![pairs(fences)]).await?)?;
+    work.commit().await?;
+    let answer = |fence: &Fence| held.get(&fence.run()).map(|run| Renewed { run: run.clone() });
+    Ok(fences
+        .iter()
+        .filter(|fence| !pairs(&[**fence]).is_empty())
+        .filter_map(answer)
+        .collect())
+}
+
+pub(crate) async fn release(database: &Database, fences: &[Fence], now: Timestamp) -> Result<()> {
+    if fences.is_empty() {
+        return Ok(());
+    }
+    let mut writer = database.write().await?;
+    lease(&mut writer.link(), fences, now).await
+}

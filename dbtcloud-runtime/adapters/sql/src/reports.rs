@@ -1,0 +1,509 @@
+//! What happens to a run: changes, cancellations and the reports of its agent. Each is one transaction that
+//! takes the run's lock (its row in `run_queue`, then the one in `runs`), judges fence and state, and writes.
+//! Invariants: a status comes from `RunStatus::apply` alone; queue, history and journal change together.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::ports::{
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunChange, RunPatch,
+};
+use dbtcloud_core::run::{Run, RunEvent, RunStatus, StepState};
+use dbtcloud_core::{Error, Result, Timestamp};
+
+use crate::engine::{Database, Link, Row, Sql, args};
+use crate::runs::{self, run_columns};
+use crate::storage::{no_nul, no_nul_json, signed, to_json};
+use crate::{journal, logs};
+
+macro_rules! lock_columns {
+    () => {
+        concat!(
+            run_columns!("r."),
+            ", r.last_sequence, r.batch_number, r.ended_by_agent, "
+        )
+    };
+}
+
+/// Primary keys. The queue's row is locked first, as everywhere.
+const LOCK_QUEUED: Sql = Sql::each(
+    concat!(
+        "SELECT ",
+        lock_columns!(),
+        "q.epoch AS held_epoch FROM run_queue q JOIN runs r ON r.id = q.run_id WHERE q.run_id = $1 FOR UPDATE OF q, r"
+    ),
+    concat!(
+        "SELECT ",
+        lock_columns!(),
+        "q.epoch AS held_epoch FROM run_queue q JOIN runs r ON r.id = q.run_id WHERE q.run_id = $1"
+    ),
+);
+
+/// Primary key: a run that has ended has no row in the queue.
+const LOCK_ENDED: Sql = Sql::each(
+    concat!(
+        "SELECT ",
+        lock_columns!(),
+        "r.epoch AS held_epoch FROM runs r WHERE r.id = $1 FOR UPDATE"
+    ),
+    concat!(
+        "SELECT ",
+        lock_columns!(),
+        "r.epoch AS held_epoch FROM runs r WHERE r.id = $1"
+    ),
+);
+
+/// Primary key; epoch and state as they were judged.
+const MOVE_QUEUED: Sql = Sql::both("UPDATE run_queue SET state = $4 WHERE run_id = $1 AND epoch = $2 AND state = $3");
+
+/// The same for a run that goes back: its slot and its job are free.
+const REQUEUE: Sql = Sql::both(
+    "UPDATE run_queue SET state = 'queued', slot = NULL, owner = NULL, lease_until = NULL, due_at = $4 \
+     WHERE run_id = $1 AND epoch = $2 AND state = $3",
+);
+
+/// The same for a run that has ended.
+const LEAVE: Sql = Sql::both("DELETE FROM run_queue WHERE run_id = $1 AND epoch = $2 AND state = $3");
+
+/// Primary key; status and attempt as they were judged. Fields that did not change keep their indexes.
+const SAVE: Sql = Sql::both(
+    "UPDATE runs SET status = $4, epoch = $5, due_at = $6, updated_at = $7, dequeued_at = $8, started_at = $9, \
+        finished_at = $10, heartbeat_at = $11, cancel_requested_at = $12, git_branch = $13, git_sha = $14, \
+        dbt_version = $15, message = $16, artifacts_saved = $17, has_docs = $18, has_sources = $19, \
+        last_sequence = $20, batch_number = $21, ended_by_agent = $22 \
+     WHERE id = $1 AND status = $2 AND attempt = $3",
+);
+
+/// Unique key (`run_id`, `step_index`).
+const STEPS: Sql = Sql::both(
+    "SELECT step_index, name, kind, status, started_at, finished_at, exit_code, message, backend, log_bytes \
+     FROM run_steps WHERE run_id = $1 ORDER BY step_index",
+);
+
+/// Unique key; the run's lock makes it certain that there is none.
+const INSERT_STEP: Sql = Sql::both(
+    "INSERT INTO run_steps (run_id, step_index, name, kind, status, started_at, finished_at, exit_code, message, \
+        backend, created_at, updated_at, log_bytes) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)",
+);
+
+/// Unique key.
+const UPDATE_STEP: Sql = Sql::both(
+    "UPDATE run_steps SET name = $3, kind = $4, status = $5, started_at = $6, finished_at = $7, exit_code = $8, \
+        message = $9, backend = $10, updated_at = $11, log_bytes = $12 WHERE run_id = $1 AND step_index = $2",
+);
+
+/// A run whose lock this transaction has, and what is to become of it.
+struct Held {
+    run: Run,
+    /// The present driver's, or the last one's.
+    epoch: u64,
+    taken: u64,
+    ended_by_agent: bool,
+    /// As it is stored.
+    was: RunStatus,
+    sequence: i64,
+    /// What the journal is to be told.
+    events: Vec<String>,
+}
+
+impl Held {
+    fn of(row: &Row) -> Result<Self> {
+        let run = runs::read(row)?;
+        Ok(Self {
+            was: run.status,
+            run,
+            epoch: row.count("held_epoch")?,
+            taken: row.count("batch_number")?,
+            ended_by_agent: row.bool("ended_by_agent")?,
+            sequence: row.int("last_sequence")?,
+            events: Vec::new(),
+        })
+    }
+
+    fn tell(&mut self, event: &EventBody) -> Result<()> {
+        self.events.push(journal::body(event)?);
+        Ok(())
+    }
+
+    fn patch(&mut self, patch: &RunPatch) {
+        let set = |field: &mut Option<String>, value: &Option<String>| {
+            if value.is_some() {
+                field.clone_from(value);
+            }
+        };
+        let run = &mut self.run;
+        set(&mut run.message, &patch.message);
+        set(&mut run.git_branch, &patch.git_branch);
+        set(&mut run.git_sha, &patch.git_sha);
+        set(&mut run.dbt_version, &patch.dbt_version);
+        run.artifacts_saved = patch.artifacts_saved.unwrap_or(run.artifacts_saved);
+        run.has_docs = patch.has_docs.unwrap_or(run.has_docs);
+        run.has_sources = patch.has_sources.unwrap_or(run.has_sources);
+    }
+
+    /// Moves the run to `to` because of `event`, with all that follows from it. The journal is told when
+    /// the status is another one afterwards.
+    fn advance(&mut self, to: RunStatus, event: RunEvent, message: Option<&str>, at: Timestamp) -> Result<()> {
+        let run = &mut self.run;
+        let from = run.status;
+        run.status = to;
+        run.updated_at = at;
+        if !from.is_terminal() {
+            match event {
+                RunEvent::Started => drop(run.started_at.get_or_insert(at)),
+                RunEvent::CancelRequested => drop(run.cancel_requested_at.get_or_insert(at)),
+                _ => {}
+            }
+        }
+        if from == to {
+            return Ok(());
+        }
+        if to.is_terminal() {
+            run.finished_at = Some(at);
+        }
+        if to == RunStatus::Queued {
+            run.dequeued_at = None;
+            run.new.due_at = run.new.due_at.min(at);
+        }
+        self.tell(&EventBody::Run {
+            status: to,
+            message: message.map(ToOwned::to_owned),
+        })
+    }
+}
+
+/// Locks a run until the end of the transaction; `None` when there is none.
+async fn lock(link: &mut Link<'_>, id: RunId) -> Result<Option<Held>> {
+    if let Some(row) = link.first(&LOCK_QUEUED, args![id]).await? {
+        return Held::of(&row).map(Some);
+    }
+    let Some(row) = link.first(&LOCK_ENDED, args![id]).await? else {
+        return Ok(None);
+    };
+    let held = Held::of(&row)?;
+    if !held.run.status.is_terminal() {
+        // Queued between the two statements.
+        return Err(Error::unavailable(format!("run {id} is just coming to be")));
+    }
+    Ok(Some(held))
+}
+
+/// Writes queue, history and journal.
+async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()> {
+    let run = &held.run;
+    let epoch = signed("epoch", held.epoch)?;
+    let lost = || Error::conflict(format!("run {} changed meanwhile", run.id));
+    if held.was != run.status {
+        let (was, to) = (held.was.name(), run.status);
+        let moved = if to.is_terminal() {
+            link.execute(&LEAVE, args![run.id, epoch, was]).await?
+        } else if to == RunStatus::Queued {
+            link.execute(&REQUEUE, args![run.id, epoch, was, run.new.due_at])
+                .await?
+        } else {
+            link.execute(&MOVE_QUEUED, args![run.id, epoch, was, to.name()]).await?
+        };
+        if moved != 1 {
+            return Err(lost());
+        }
+    }
+    let events = std::mem::take(&mut held.events);
+    let last = held.sequence;
+    held.sequence += i64::try_from(events.len()).unwrap_or(0);
+    journal::append(link, run.id, run.new.account, last, at, events).await?;
+    let values = args![
+        run.id,
+        held.was.name(),
+        run.attempt,
+        run.status.name(),
+        epoch,
+        run.new.due_at,
+        run.updated_at,
+        run.dequeued_at,
+        run.started_at,
+        run.finished_at,
+        run.heartbeat_at,
+        run.cancel_requested_at,
+        run.git_branch.as_deref(),
+        run.git_sha.as_deref(),
+        run.dbt_version.as_deref(),
+        run.message.as_deref(),
+        run.artifacts_saved,
+        run.has_docs,
+        run.has_sources,
+        held.sequence,
+        signed("batch.number", held.taken)?,
+        held.ended_by_agent,
+    ];
+    if link.execute(&SAVE, values).await? != 1 {
+        return Err(lost());
+    }
+    Ok(())
+}
+
+fn check_patch(patch: &RunPatch) -> Result<()> {
+    let texts = [&patch.message, &patch.git_branch, &patch.git_sha, &patch.dbt_version];
+    texts.into_iter().flatten().try_for_each(|text| no_nul("patch", text))
+}
+
+pub(crate) async fn change(database: &Database, fence: &Fence, change: &RunChange) -> Result<Run> {
+    check_patch(&change.patch)?;
+    let id = fence.run();
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
+    if fence.holder() != (Holder::Driver { epoch: held.epoch }) {
+        return Err(Error::fenced(format!("run {id} has another driver")));
+    }
+    let status = held.run.status;
+    if status != change.from() {
+        if status.is_terminal() && status == change.to() {
+            return Ok(held.run);
+        }
+        let text = format!("run {id} is {}, not {}", status.name(), change.from().name());
+        return Err(Error::conflict(text));
+    }
+    held.patch(&change.patch);
+    held.advance(change.to(), change.event(), change.patch.message.as_deref(), change.at)?;
+    save(&mut link, &mut held, change.at).await?;
+    work.commit().await?;
+    Ok(held.run)
+}
+
+pub(crate) async fn request_cancel(
+    database: &Database,
+    account: AccountId,
+    id: RunId,
+    message: &str,
+    now: Timestamp,
+) -> Result<Run> {
+    no_nul("message", message)?;
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    let held = lock(&mut link, id)
+        .await?
+        .filter(|held| held.run.new.account == account);
+    let mut held = held.ok_or_else(|| Error::not_found("run", id))?;
+    let to = held.run.status.apply(RunEvent::CancelRequested)?;
+    if to == held.run.status {
+        return Ok(held.run);
+    }
+    held.run.message = Some(message.to_owned());
+    held.advance(to, RunEvent::CancelRequested, Some(message), now)?;
+    save(&mut link, &mut held, now).await?;
+    work.commit().await?;
+    Ok(held.run)
+}
+
+fn check_batch(batch: &Batch) -> Result<()> {
+    let bytes: usize = batch.logs.iter().map(|chunk| chunk.bytes.len()).sum();
+    if bytes > BATCH_LIMIT_BYTES {
+        return Err(Error::invalid(
+            "logs",
+            format!("expected at most {BATCH_LIMIT_BYTES} bytes, got {bytes}"),
+        ));
+    }
+    let items = batch.steps.len() + batch.nodes.len() + batch.logs.len();
+    if items > BATCH_LIMIT_ITEMS {
+        return Err(Error::invalid(
+            "batch",
+            format!("expected at most {BATCH_LIMIT_ITEMS} items, got {items}"),
+        ));
+    }
+    no_nul_json("steps", &to_json("steps", &batch.steps)?)?;
+    no_nul_json("nodes", &to_json("nodes", &batch.nodes)?)?;
+    check_patch(&batch.patch)
+}
+
+pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) -> Result<Ack> {
+    check_batch(batch)?;
+    let id = fence.run();
+    let mut work = database.begin().await?;
+    let mut link = work.link();
+    let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
+    let listens = held.run.status.is_live() || held.ended_by_agent;
+    if fence.holder()
+        != (Holder::Agent {
+            attempt: held.run.attempt,
+        })
+        || !listens
+    {
+        return Err(Error::fenced(format!(
+            "run {id} does not listen to this agent any more"
+        )));
+    }
+    if batch.number <= held.taken {
+        return Ok(Ack {
+            number: held.taken,
+            status: held.run.status,
+        });
+    }
+    if batch.number - 1 > held.taken {
+        let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
+        return Err(Error::conflict(text));
+    }
+    let was_terminal = held.run.status.is_terminal();
+    held.run.heartbeat_at = Some(batch.at);
+    held.run.updated_at = batch.at;
+    held.taken = batch.number;
+    held.patch(&batch.patch);
+    // A beginning stands in the journal before what followed from it, an end after what led to it.
+    if batch.event == Some(RunEvent::Started) {
+        happen(&mut held, RunEvent::Started, batch)?;
+    }
+    let mut steps = Steps::default();
+    if !batch.steps.is_empty() || !batch.logs.is_empty() {
+        steps = Steps::load(&mut link, id).await?;
+        steps.take_states(&mut held, batch)?;
+    }
+    for node in &batch.nodes {
+        held.tell(&EventBody::Node { node: node.clone() })?;
+    }
+    steps.take_logs(batch)?;
+    if let Some(event) = batch.event.filter(|event| *event != RunEvent::Started) {
+        happen(&mut held, event, batch)?;
+    }
+    held.ended_by_agent |= !was_terminal && held.run.status.is_terminal();
+    steps.save(&mut link, id, batch.at).await?;
+    save(&mut link, &mut held, batch.at).await?;
+    work.commit().await?;
+    Ok(Ack {
+        number: held.taken,
+        status: held.run.status,
+    })
+}
+
+fn happen(held: &mut Held, event: RunEvent, batch: &Batch) -> Result<()> {
+    match held.run.status.apply(event) {
+        Ok(to) => held.advance(to, event, batch.patch.message.as_deref(), batch.at),
+        // Something else was quicker. The rest of the report still counts.
+        Err(_) => Ok(()),
+    }
+}
+
+/// The steps of a run while a report is taken in.
+#[derive(Default)]
+struct Steps {
+    known: BTreeMap<u32, Step>,
+    /// Those that are new, in the order in which they were reported: so they get their ids.
+    fresh: Vec<u32>,
+}
+
+struct Step {
+    state: StepState,
+    changed: bool,
+    log_bytes: u64,
+    /// Bytes to be added, which begin at the first number.
+    pending: Option<(u64, BytesMut)>,
+}
+
+impl Steps {
+    async fn load(link: &mut Link<'_>, run: RunId) -> Result<Self> {
+        let mut known = BTreeMap::new();
+        for row in link.all(&STEPS, args![run]).await? {
+            let state = runs::read_step_state(&row)?;
+            let step = Step {
+                state,
+                changed: false,
+                log_bytes: row.count("log_bytes")?,
+                pending: None,
+            };
+            known.insert(step.state.index, step);
+        }
+        Ok(Self {
+            known,
+            fresh: Vec::new(),
+        })
+    }
+
+    fn take_states(&mut self, held: &mut Held, batch: &Batch) -> Result<()> {
+        for state in &batch.steps {
+            match self.known.get_mut(&state.index) {
+                Some(known) if !known.state.status.may_become(state.status) => {
+                    let (is, next) = (known.state.status.name(), state.status.name());
+                    let text = format!("step {} is {is} and may not become {next}", state.index);
+                    return Err(Error::invalid("steps", text));
+                }
+                Some(known) if known.state == *state => continue,
+                Some(known) => {
+                    known.state = state.clone();
+                    known.changed = true;
+                }
+                None => {
+                    let step = Step {
+                        state: state.clone(),
+                        changed: true,
+                        log_bytes: 0,
+                        pending: None,
+                    };
+                    self.known.insert(state.index, step);
+                    self.fresh.push(state.index);
+                }
+            }
+            held.tell(&EventBody::Step { step: state.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn take_logs(&mut self, batch: &Batch) -> Result<()> {
+        for chunk in &batch.logs {
+            let Some(step) = self.known.get_mut(&chunk.step) else {
+                return Err(Error::invalid(
+                    "logs",
+                    format!("step {} was never reported", chunk.step),
+                ));
+            };
+            if chunk.offset != step.log_bytes {
+                return Err(Error::conflict(format!(
+                    "log of step {}: expected offset {}, got {}",
+                    chunk.step, step.log_bytes, chunk.offset
+                )));
+            }
+            let (_, pending) = step.pending.get_or_insert_with(|| (chunk.offset, BytesMut::new()));
+            pending.extend_from_slice(&chunk.bytes);
+            step.log_bytes += chunk.bytes.len() as u64;
+            step.changed = true;
+        }
+        Ok(())
+    }
+
+    async fn save(self, link: &mut Link<'_>, run: RunId, at: Timestamp) -> Result<()> {
+        let Self { mut known, fresh } = self;
+        for index in &fresh {
+            if let Some(step) = known.remove(index) {
+                step.save(link, &INSERT_STEP, run, at).await?;
+            }
+        }
+        for step in known.into_values().filter(|step| step.changed) {
+            step.save(link, &UPDATE_STEP, run, at).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    async fn save(self, link: &mut Link<'_>, statement: &Sql, run: RunId, at: Timestamp) -> Result<()> {
+        let state = &self.state;
+        let values = args![
+            run,
+            state.index,
+            state.name.as_str(),
+            state.kind.name(),
+            state.status.name(),
+            state.started_at,
+            state.finished_at,
+            state.exit_code.map(i64::from),
+            state.message.as_deref(),
+            state.backend.as_deref(),
+            at,
+            signed("logs", self.log_bytes)?,
+        ];
+        link.execute(statement, values).await?;
+        if let Some((offset, bytes)) = self.pending {
+            logs::append(link, run, state.index, offset, &bytes.freeze()).await?;
+        }
+        Ok(())
+    }
+}

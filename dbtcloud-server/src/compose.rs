@@ -1,0 +1,234 @@
+//! Puts a control plane together from settings: the one place, beside the demonstration, that names
+//! adapters. SQLite, directories and processes by default; PostgreSQL when the database URL says so.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use dbtcloud_local::{DirectoryVolume, LocalExecutor};
+use dbtcloud_opendal::OpendalArtifacts;
+use dbtcloud_runtime::vault::KeyringVault;
+use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
+use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
+
+use crate::config::{Role, Settings};
+
+/// The longest path that a unix socket may have.
+const SOCKET_PATH_LIMIT_BYTES: usize = 100;
+
+/// What agents may inherit of this process's environment: where programs and certificates are, and how to
+/// reach the network. Nothing that holds a secret of the server.
+const INHERITED: [&str; 17] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "DBTCLOUD_UV",
+    "DBTCLOUD_PYTHON",
+    "DBTCLOUD_GIT",
+];
+/// Prefixes of more of them: how packages are fetched.
+const INHERITED_PREFIXES: [&str; 2] = ["UV_", "PIP_"];
+
+/// A control plane and what must live as long as it does.
+#[derive(Debug)]
+pub struct Composed {
+    /// The control plane.
+    pub plane: ControlPlane,
+    /// Its database, for what is not a port: the schema.
+    pub storage: SqlStorage,
+    /// Keeps a second server off an embedded data directory.
+    _alone: Option<File>,
+}
+
+/// Connects to the database of the settings. The schema is not touched.
+///
+/// # Errors
+/// What cannot be reached, without the URL.
+pub async fn connect(settings: &Settings) -> anyhow::Result<SqlStorage> {
+    if settings.is_embedded() {
+        private_directory(&settings.data_dir)?;
+    }
+    SqlStorage::connect(&settings.database_url, SqlOptions::new())
+        .await
+        .map_err(told)
+        .context("cannot open the database that database_url names")
+}
+
+/// The control plane of the settings. `environment` is this process's, `program` the binary that agents run.
+///
+/// # Errors
+/// The first thing that is in the way, and what to do about it.
+pub async fn compose(
+    settings: &Settings,
+    program: PathBuf,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Composed> {
+    private_directory(&settings.data_dir)?;
+    let alone = if settings.is_embedded() { Some(alone(&settings.data_dir)?) } else { None };
+    let storage = connect(settings).await?;
+    if settings.is_embedded() || settings.migrate {
+        storage.migrate().await.map_err(told).context("cannot bring the database's schema up to date")?;
+    }
+    storage.check().await.map_err(told).context("the database cannot be used by this version")?;
+    let vault = KeyringVault::from_text(&key_text(settings)?)
+        .map_err(told)
+        .with_context(|| format!("key file {} cannot be used", settings.key_file.display()))?;
+    let at = |name: &str| settings.data_dir.join(name);
+    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url).map_err(told).context("artifacts_url")?;
+    let executor = LocalExecutor::new(at("executions")).map_err(told)?;
+    let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
+    let (work_dir, cache_dir) = (at("work"), at("cache"));
+    private_directory(&work_dir)?;
+    private_directory(&cache_dir)?;
+    let socket = at("agent.sock");
+    if socket.as_os_str().len() > SOCKET_PATH_LIMIT_BYTES {
+        bail!(
+            "data_dir {} is too long for a socket: expected at most {SOCKET_PATH_LIMIT_BYTES} bytes with /agent.sock",
+            settings.data_dir.display()
+        );
+    }
+    let agent = AgentLaunch {
+        command: vec![program.display().to_string(), "agent".to_owned()],
+        server: format!("unix:{}", socket.display()),
+        work_dir,
+        cache_dir,
+        environment: inherited(environment),
+    };
+    let instance = format!("{}-{}", host_name(), std::process::id());
+    let mut config = Config::new(instance, agent);
+    config.run_capacity = settings.run_capacity;
+    config.grace = Duration::from_secs(settings.grace_seconds);
+    let plane = ControlPlane::builder(storage.clone(), executor, config)
+        .artifacts(artifacts)
+        .volume(volume)
+        .vault(vault)
+        .build();
+    Ok(Composed { plane, storage, _alone: alone })
+}
+
+/// The loops that the roles of the settings ask for.
+pub fn roles(settings: &Settings) -> Roles {
+    Roles { scheduler: settings.has(Role::Scheduler), cleanup: settings.has(Role::Cleanup) }
+}
+
+/// An error of ours with its causes, for a person.
+fn told(error: dbtcloud_core::Error) -> anyhow::Error {
+    anyhow::anyhow!("{}", error.chain())
+}
+
+fn inherited(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let wanted = |name: &str| {
+        INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    environment.filter(|(name, _)| wanted(name)).collect()
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "host".to_owned(), |name| name.trim().to_owned())
+}
+
+/// A directory that only this user can enter and that can be written.
+fn private_directory(path: &Path) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the directory {}", path.display()))?;
+    let probe = path.join(".probe");
+    File::create(&probe)
+        .and_then(|_| std::fs::remove_file(&probe))
+        .with_context(|| format!("cannot write in the directory {}", path.display()))
+}
+
+/// The lock of an embedded data directory; it lives as long as its file is open, also when we are killed.
+fn alone(data_dir: &Path) -> anyhow::Result<File> {
+    let path = data_dir.join("lock");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()))?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid)?;
+            bail!(
+                "another dbtcloud (process {}) serves the data directory {}; stop it, or choose another data_dir",
+                pid.trim(),
+                data_dir.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The text of the key file. An embedded server makes one when it has none; others must be given theirs, for
+/// a key that only one of them has would lose the secrets of the rest.
+fn key_text(settings: &Settings) -> anyhow::Result<String> {
+    let path = &settings.key_file;
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => bail!(
+            "key file {} can be read by others: expected mode 0600, got {:04o}; run chmod 600",
+            path.display(),
+            meta.permissions().mode() & 0o7777
+        ),
+        Ok(_) => std::fs::read_to_string(path).with_context(|| format!("cannot read key file {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.is_embedded() => {
+            let key = KeyringVault::generate().map_err(told)?;
+            let mut file = OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(path)
+                .with_context(|| format!("cannot make key file {}", path.display()))?;
+            file.write_all(key.expose().as_bytes()).and_then(|()| file.sync_all())?;
+            tracing::info!(path = %path.display(), "made a key file; keep a copy: without it no secret can be read");
+            Ok(key.expose().to_owned())
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read key file {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_is_told_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = alone(dir.path()).unwrap();
+        let error = alone(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
+        assert!(alone(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn agents_inherit_no_secret() {
+        let given = [("PATH", "/bin"), ("DBTCLOUD_DATABASE_URL", "x"), ("AWS_SECRET_ACCESS_KEY", "x"), ("UV_INDEX_URL", "y")];
+        let kept = inherited(given.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["PATH", "UV_INDEX_URL"]);
+    }
+}

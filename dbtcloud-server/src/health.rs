@@ -1,0 +1,81 @@
+//! `/healthz`: the process answers. `/readyz`: what it depends on answers too.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use dbtcloud_core::catalog::Kind;
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_runtime::ControlPlane;
+use serde_json::json;
+
+use crate::App;
+
+/// One thing that a server depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Its name.
+    pub name: &'static str,
+    /// What is wrong with it; nothing when absent.
+    pub fault: Option<String>,
+}
+
+/// Whether a server can do its work now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Everything it depends on.
+    pub components: Vec<Component>,
+    /// Seconds since the scheduler of this process last finished a round; nothing before the first.
+    pub scheduler_idle_seconds: Option<u64>,
+}
+
+impl Readiness {
+    /// Asks every component of a control plane. Changes nothing.
+    pub async fn of(plane: &ControlPlane) -> Self {
+        // A read that any migrated database can answer, and a listing of a run that cannot exist.
+        let database = plane.catalog().scan(Kind::Account, 0, 1).await.err();
+        let artifacts = match plane.artifacts() {
+            Ok(store) => store.list(AccountId::new(0), RunId::new(0), None).await.err(),
+            Err(error) => Some(error),
+        };
+        let ticked = plane.metrics().scheduler_tick_at.get();
+        let idle = plane.clock().now().since(dbtcloud_core::Timestamp::from_micros(ticked));
+        let component = |name, error: Option<dbtcloud_core::Error>| {
+            if let Some(error) = &error {
+                tracing::warn!(component = name, error = %error.chain(), "not ready");
+            }
+            Component { name, fault: error.map(|error| error.to_string()) }
+        };
+        Self {
+            components: vec![component("database", database), component("artifacts", artifacts)],
+            scheduler_idle_seconds: (ticked > 0).then(|| idle.as_secs()),
+        }
+    }
+
+    /// Whether all of them answer.
+    pub fn is_ready(&self) -> bool {
+        self.components.iter().all(|component| component.fault.is_none())
+    }
+}
+
+/// The process answers.
+pub(crate) async fn alive() -> &'static str {
+    "ok\n"
+}
+
+/// 200 when everything answers, 503 with the reasons otherwise.
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    let readiness = Readiness::of(&app.plane).await;
+    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let components: serde_json::Map<String, serde_json::Value> = readiness
+        .components
+        .iter()
+        .map(|component| (component.name.to_owned(), component.fault.as_deref().unwrap_or("ok").into()))
+        .collect();
+    let body = json!({
+        "ready": readiness.is_ready(),
+        "components": components,
+        "scheduler_idle_seconds": readiness.scheduler_idle_seconds,
+    });
+    (status, Json(body)).into_response()
+}
