@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{
-    Execution, ExecutionId, ExecutionSpec, Executor, Observation, Workload, WorkloadLimits,
-};
+use dbtcloud_core::ports::{Execution, ExecutionId, ExecutionSpec, Executor, Observation, Workload, WorkloadLimits};
 use dbtcloud_core::{Error, Result};
 use dbtcloud_local::LocalExecutor;
 use tokio::sync::Mutex;
@@ -26,7 +24,8 @@ const GENTLY: [&str; 6] = ["/usr/bin/nice", "-n10", "/usr/bin/ionice", "-c3", "-
 ///
 /// With `limit` executions under way a further start is `Unavailable`: the driver comes back later, for as
 /// long as `Config::provision_timeout` allows. Within a process the limit is exact; several control planes
-/// over one executor may for a moment exceed it by one each.
+/// over one executor may for a moment exceed it by one each. A program that is not there is not refused at
+/// the start, as it would be without us: `nice` looks for it, and ends with 127.
 pub struct Gentle<E> {
     inner: E,
     limit: usize,
@@ -48,7 +47,10 @@ impl<E: Executor> Gentle<E> {
         let mut count = 0;
         for execution in self.inner.list().await? {
             let seen = self.inner.observe(execution.id).await?;
-            count += usize::from(matches!(seen, Observation::Pending { .. } | Observation::Running { .. }));
+            count += usize::from(matches!(
+                seen,
+                Observation::Pending { .. } | Observation::Running { .. }
+            ));
         }
         Ok(count)
     }
@@ -61,7 +63,10 @@ impl<E: Executor> Executor for Gentle<E> {
         // A second start of the same name does nothing and needs no room.
         let known = self.inner.observe(spec.id).await? != Observation::Absent;
         if !known && self.under_way().await? >= self.limit {
-            return Err(Error::unavailable(format!("{} executions are under way already", self.limit)));
+            return Err(Error::unavailable(format!(
+                "{} executions are under way already",
+                self.limit
+            )));
         }
         let mut spec = spec.clone();
         // An empty command is for the executor beneath to refuse.
@@ -123,63 +128,5 @@ async fn main() -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use dbtcloud_contract::wait;
-    use dbtcloud_core::ErrorKind;
-
-    use super::*;
-
-    const LIMIT: Duration = Duration::from_secs(60);
-
-    fn gentle(limit: usize) -> (tempfile::TempDir, Gentle<LocalExecutor>) {
-        let directory = tempfile::tempdir().unwrap();
-        let inner = LocalExecutor::new(directory.path().join("executions")).unwrap();
-        (directory, Gentle::new(inner, limit))
-    }
-
-    async fn exit_code<E: Executor>(executor: &Gentle<E>, id: ExecutionId) -> Option<i32> {
-        let look = || async {
-            match executor.observe(id).await.unwrap() {
-                Observation::Exited(exit) => Ok(exit.code),
-                other => Err(other),
-            }
-        };
-        wait::until(LIMIT, look).await
-    }
-
-    #[tokio::test]
-    async fn agents_are_gentle_and_their_exit_code_is_their_own() {
-        let (directory, executor) = gentle(1);
-        let spec = task(1, &format!("nice > {}/nice; exit 3", directory.path().display()));
-        executor.start(&spec).await.unwrap();
-        assert_eq!(exit_code(&executor, spec.id).await, Some(3));
-        let nice = std::fs::read_to_string(directory.path().join("nice")).unwrap();
-        assert_eq!(nice.trim(), "10");
-    }
-
-    #[tokio::test]
-    async fn one_too_many_is_to_come_back_later() {
-        let (_directory, executor) = gentle(1);
-        let (first, second) = (task(1, "exec sleep 600"), task(2, "exit 0"));
-        executor.start(&first).await.unwrap();
-        executor.start(&first).await.unwrap();
-        let refused = executor.start(&second).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Unavailable);
-        assert_eq!(executor.observe(second.id).await.unwrap(), Observation::Absent);
-
-        executor.remove(first.id).await.unwrap();
-        executor.start(&second).await.unwrap();
-        assert_eq!(exit_code(&executor, second.id).await, Some(0));
-    }
-
-    #[tokio::test]
-    async fn of_many_at_once_only_so_many_start() {
-        let (_directory, executor) = gentle(3);
-        let specs: Vec<_> = (1..=8).map(|run| task(run, "exec sleep 600")).collect();
-        let started = futures::future::join_all(specs.iter().map(|spec| executor.start(spec))).await;
-        assert_eq!(started.iter().filter(|start| start.is_ok()).count(), 3);
-        for spec in &specs {
-            executor.remove(spec.id).await.unwrap();
-        }
-    }
-}
+#[path = "custom_executor_tests.rs"]
+mod tests;

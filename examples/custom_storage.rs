@@ -50,7 +50,9 @@ impl<S: Storage> Audited<S> {
     }
 
     fn keep<T>(&self, verb: &str, what: &dyn Display, answer: &Result<T>) -> Result<()> {
-        let actor = ACTOR.try_with(Clone::clone).unwrap_or_else(|_| "control-plane".to_owned());
+        let actor = ACTOR
+            .try_with(Clone::clone)
+            .unwrap_or_else(|_| "control-plane".to_owned());
         let ending = match answer {
             Ok(_) => "ok".to_owned(),
             Err(error) => format!("{:?}", error.kind()),

@@ -42,15 +42,17 @@ async fn submit(repository: String, data: std::path::PathBuf) -> anyhow::Result<
     Ok(())
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<std::process::ExitCode> {
     // The same program is started again in the role of the run's agent.
     if let Some(config) = agent::AgentConfig::from_environment(std::env::vars())? {
-        std::process::exit(agent::exit_code(agent::main(config)));
+        return Ok(agent::main(config));
     }
     let mut arguments = std::env::args().skip(1);
     let (Some(repository), Some(data)) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: embed <git URL or path> <data directory>");
     };
     std::fs::create_dir_all(&data)?;
-    tokio::runtime::Runtime::new()?.block_on(submit(repository, std::fs::canonicalize(data)?))
+    let data = std::fs::canonicalize(data)?;
+    tokio::runtime::Runtime::new()?.block_on(submit(repository, data))?;
+    Ok(std::process::ExitCode::SUCCESS)
 }

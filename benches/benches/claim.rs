@@ -102,7 +102,10 @@ fn pgbench(port: u16, database: &str, workers: u64) -> f64 {
             .arg(yardstick("cycle.sql"))
             .arg(database),
     );
-    let line = text.lines().find(|line| line.starts_with("tps = ")).expect("pgbench tells tps");
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("tps = "))
+        .expect("pgbench tells tps");
     line["tps = ".len()..].split(' ').next().unwrap().parse().unwrap()
 }
 

@@ -63,7 +63,13 @@ impl Figures {
     #[must_use]
     pub fn over(&self, yardstick: &Self) -> Self {
         assert_eq!(self.count(), yardstick.count(), "not pairs");
-        Self(self.0.iter().zip(&yardstick.0).map(|(ours, theirs)| ours / theirs).collect())
+        Self(
+            self.0
+                .iter()
+                .zip(&yardstick.0)
+                .map(|(ours, theirs)| ours / theirs)
+                .collect(),
+        )
     }
 }
 
@@ -102,7 +108,11 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
         println!("| {} |", padded.join(" | "));
     };
     print(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
-    print(&(0..head.len()).map(|column| "-".repeat(width(column))).collect::<Vec<_>>());
+    print(
+        &(0..head.len())
+            .map(|column| "-".repeat(width(column)))
+            .collect::<Vec<_>>(),
+    );
     for row in rows {
         print(row);
     }
@@ -121,7 +131,10 @@ mod tests {
         assert_eq!(figures(&[3.0, 1.0, 2.0]).median(), 2.0);
         assert_eq!(figures(&[4.0, 1.0, 2.0, 3.0]).median(), 2.5);
         let hundred = figures(&(1..=100).map(f64::from).collect::<Vec<_>>());
-        assert_eq!((hundred.quantile(0.5), hundred.quantile(0.99), hundred.quantile(1.0)), (50.0, 99.0, 100.0));
+        assert_eq!(
+            (hundred.quantile(0.5), hundred.quantile(0.99), hundred.quantile(1.0)),
+            (50.0, 99.0, 100.0)
+        );
         assert_eq!(hundred.quantile(0.0), 1.0);
     }
 

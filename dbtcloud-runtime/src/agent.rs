@@ -350,7 +350,7 @@ fn work(
         checkout: None,
         state: None,
         told_version: false,
-        vars: None,
+        parse_state: Default::default(),
         deadline,
     })
 }
@@ -385,4 +385,6 @@ async fn clean_up(scratch: PathBuf, work_dir: PathBuf) {
 }
 
 #[cfg(test)]
-mod tests;
+#[path = "../tests/agent_support/plane.rs"]
+#[allow(dead_code, missing_docs, clippy::unwrap_used)]
+mod plane;

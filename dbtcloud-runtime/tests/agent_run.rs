@@ -125,7 +125,7 @@ async fn an_environment_that_cannot_be_had_fails_the_first_command() {
 
 #[tokio::test]
 async fn every_byte_arrives_once_across_outages() {
-    let script = r#"for i in $(seq 1 60); do seq $((i * 1000)) $((i * 1000 + 999)); read -t 0.1 -u 9 9<> <(:); done"#;
+    let script = r#"for i in $(seq 1 60); do seq $((i * 1000)) $((i * 1000 + 999)); read -t 0.1 -u 9 9<> <(:); done; exit 0"#;
     let stage = Stage::new(script, &["dbt run"], |_| {});
     let plane = stage.plane.clone();
     let trouble = async {

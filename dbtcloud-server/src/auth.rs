@@ -33,7 +33,13 @@ pub enum Right {
 
 impl Right {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Read, Self::Run, Self::EditJobs, Self::EditProject, Self::EditAccount];
+    pub const ALL: [Self; 5] = [
+        Self::Read,
+        Self::Run,
+        Self::EditJobs,
+        Self::EditProject,
+        Self::EditAccount,
+    ];
 
     /// What the right is called in a refusal.
     pub const fn name(self) -> &'static str {
@@ -104,18 +110,22 @@ impl Identity {
     /// Whether they may do this: in `project`, or in the account as a whole. Reading what belongs to the
     /// account as a whole is open to everyone who may read any of it.
     pub fn may(&self, right: Right, project: Option<ProjectId>) -> bool {
-        self.grants.iter().filter(|granted| granted.rights.contains(&right)).any(|granted| {
-            match (granted.project, project) {
+        self.grants
+            .iter()
+            .filter(|granted| granted.rights.contains(&right))
+            .any(|granted| match (granted.project, project) {
                 (None, _) => true,
                 (Some(own), Some(asked)) => own == asked,
                 (Some(_), None) => right == Right::Read,
-            }
-        })
+            })
     }
 
     /// The projects that may be read; `None` when all may.
     pub fn readable_projects(&self) -> Option<Vec<ProjectId>> {
-        let readable = self.grants.iter().filter(|granted| granted.rights.contains(&Right::Read));
+        let readable = self
+            .grants
+            .iter()
+            .filter(|granted| granted.rights.contains(&Right::Read));
         readable.map(|granted| granted.project).collect()
     }
 }
@@ -161,7 +171,10 @@ fn same(one: &str, other: &str) -> bool {
 fn granted(grants: &[Grant]) -> Vec<Granted> {
     grants
         .iter()
-        .map(|grant| Granted { project: grant.project, rights: rights_of_set(&grant.permission_set).to_vec() })
+        .map(|grant| Granted {
+            project: grant.project,
+            rights: rights_of_set(&grant.permission_set).to_vec(),
+        })
         .collect()
 }
 
@@ -173,7 +186,9 @@ impl Authenticator for TokenAuthenticator {
         }
         let digest = digest(token);
         // The lookup is by digest: its duration tells nothing of the token.
-        let Some(row) = self.plane.catalog().find(Kind::Token, &digest).await? else { return Ok(None) };
+        let Some(row) = self.plane.catalog().find(Kind::Token, &digest).await? else {
+            return Ok(None);
+        };
         let record: Record<Token> = row.try_into()?;
         let expired = record.expires_at.is_some_and(|at| at <= self.plane.clock().now());
         if record.deleted || expired || !same(&record.digest, &digest) {

@@ -64,7 +64,9 @@ impl Bootstrap {
         if !catalog.scan(Kind::Account, 0, 1).await?.is_empty() {
             return Ok(None);
         }
-        let account = catalog.create(AccountId::new(0), &Account::new(self.account.clone()), now).await?;
+        let account = catalog
+            .create(AccountId::new(0), &Account::new(self.account.clone()), now)
+            .await?;
         let user = User {
             email: self.email.clone(),
             first_name: self.first_name.clone(),

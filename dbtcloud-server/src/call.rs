@@ -7,8 +7,8 @@ use axum::extract::{FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use dbtcloud_core::id::{AccountId, ProjectId};
 use dbtcloud_core::Timestamp;
+use dbtcloud_core::id::{AccountId, ProjectId};
 use dbtcloud_runtime::ControlPlane;
 use serde_json::{Map, Value};
 
@@ -48,7 +48,10 @@ impl Call {
 
     /// A part of the path as text.
     pub(crate) fn text(&self, name: &str) -> &str {
-        self.path.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+        self.path
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// A part of the path as an id. What is no positive number names nothing: 404.
@@ -60,7 +63,11 @@ impl Call {
 
     /// The project of the path, where it names one.
     pub(crate) fn project(&self) -> Result<Option<ProjectId>, Fault> {
-        if self.path.iter().any(|(key, _)| key == "project") { self.id("project").map(|id| Some(ProjectId::new(id))) } else { Ok(None) }
+        if self.path.iter().any(|(key, _)| key == "project") {
+            self.id("project").map(|id| Some(ProjectId::new(id)))
+        } else {
+            Ok(None)
+        }
     }
 
     /// Refuses unless they may. A thing that they may not even read is not there.
@@ -80,9 +87,15 @@ impl Call {
 
 /// Who asks, by the `Authorization` header.
 async fn identify(app: &App, parts: &Parts) -> Result<Identity, Fault> {
-    let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let header = parts
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     let token = header.and_then(token_in).ok_or_else(Fault::unauthenticated)?;
-    app.authenticator.authenticate(token).await?.ok_or_else(Fault::unauthenticated)
+    app.authenticator
+        .authenticate(token)
+        .await?
+        .ok_or_else(Fault::unauthenticated)
 }
 
 fn base(app: &App, parts: &Parts) -> String {
@@ -104,7 +117,10 @@ impl FromRequestParts<App> for Call {
         let raw = RawPathParams::from_request_parts(parts, app)
             .await
             .map_err(|_| Fault::field("path", "expected UTF-8"))?;
-        let path: Vec<_> = raw.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let path: Vec<_> = raw
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
         let mut call = Self {
             app: app.clone(),
             account: who.account,
@@ -140,14 +156,19 @@ impl FromRequest<App> for Body {
             .is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
         let limit = app.options.body_limit_bytes;
         let too_large = || {
-            Fault::new(StatusCode::PAYLOAD_TOO_LARGE, format!("The request was too large: expected at most {limit} bytes."))
+            Fault::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("The request was too large: expected at most {limit} bytes."),
+            )
         };
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| match rejection {
-            axum::extract::rejection::BytesRejection::FailedToBufferBody(
-                axum::extract::rejection::FailedToBufferBody::LengthLimitError(_),
-            ) => too_large(),
-            _ => Fault::field("body", "it broke off"),
-        })?;
+        let bytes = Bytes::from_request(request, app)
+            .await
+            .map_err(|rejection| match rejection {
+                axum::extract::rejection::BytesRejection::FailedToBufferBody(
+                    axum::extract::rejection::FailedToBufferBody::LengthLimitError(_),
+                ) => too_large(),
+                _ => Fault::field("body", "it broke off"),
+            })?;
         // Some clients say "form" and send JSON.
         if form && !bytes.trim_ascii_start().starts_with(b"{") {
             return Ok(Self(Fields::new(read_form(&bytes))));

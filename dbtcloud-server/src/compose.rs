@@ -79,17 +79,31 @@ pub async fn compose(
     environment: impl Iterator<Item = (String, String)>,
 ) -> anyhow::Result<Composed> {
     private_directory(&settings.data_dir)?;
-    let alone = if settings.is_embedded() { Some(alone(&settings.data_dir)?) } else { None };
+    let alone = if settings.is_embedded() {
+        Some(alone(&settings.data_dir)?)
+    } else {
+        None
+    };
     let storage = connect(settings).await?;
     if settings.is_embedded() || settings.migrate {
-        storage.migrate().await.map_err(told).context("cannot bring the database's schema up to date")?;
+        storage
+            .migrate()
+            .await
+            .map_err(told)
+            .context("cannot bring the database's schema up to date")?;
     }
-    storage.check().await.map_err(told).context("the database cannot be used by this version")?;
+    storage
+        .check()
+        .await
+        .map_err(told)
+        .context("the database cannot be used by this version")?;
     let vault = KeyringVault::from_text(&key_text(settings)?)
         .map_err(told)
         .with_context(|| format!("key file {} cannot be used", settings.key_file.display()))?;
     let at = |name: &str| settings.data_dir.join(name);
-    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url).map_err(told).context("artifacts_url")?;
+    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url)
+        .map_err(told)
+        .context("artifacts_url")?;
     let executor = LocalExecutor::new(at("executions")).map_err(told)?;
     let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
     let (work_dir, cache_dir) = (at("work"), at("cache"));
@@ -118,12 +132,19 @@ pub async fn compose(
         .volume(volume)
         .vault(vault)
         .build();
-    Ok(Composed { plane, storage, _alone: alone })
+    Ok(Composed {
+        plane,
+        storage,
+        _alone: alone,
+    })
 }
 
 /// The loops that the roles of the settings ask for.
 pub fn roles(settings: &Settings) -> Roles {
-    Roles { scheduler: settings.has(Role::Scheduler), cleanup: settings.has(Role::Cleanup) }
+    Roles {
+        scheduler: settings.has(Role::Scheduler),
+        cleanup: settings.has(Role::Cleanup),
+    }
 }
 
 /// An error of ours with its causes, for a person.
@@ -132,14 +153,14 @@ fn told(error: dbtcloud_core::Error) -> anyhow::Error {
 }
 
 fn inherited(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
-    let wanted = |name: &str| {
-        INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
+    let wanted =
+        |name: &str| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     environment.filter(|(name, _)| wanted(name)).collect()
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "host".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "host".to_owned(), |name| name.trim().to_owned())
 }
 
 /// A directory that only this user can enter and that can be written.
@@ -168,7 +189,9 @@ fn alone(data_dir: &Path) -> anyhow::Result<File> {
         .with_context(|| format!("cannot open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => {
-            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "{}", std::process::id()))?;
+            file.set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| write!(file, "{}", std::process::id()))?;
             Ok(file)
         }
         Err(TryLockError::WouldBlock) => {
@@ -227,8 +250,17 @@ mod tests {
 
     #[test]
     fn agents_inherit_no_secret() {
-        let given = [("PATH", "/bin"), ("DBTCLOUD_DATABASE_URL", "x"), ("AWS_SECRET_ACCESS_KEY", "x"), ("UV_INDEX_URL", "y")];
-        let kept = inherited(given.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let given = [
+            ("PATH", "/bin"),
+            ("DBTCLOUD_DATABASE_URL", "x"),
+            ("AWS_SECRET_ACCESS_KEY", "x"),
+            ("UV_INDEX_URL", "y"),
+        ];
+        let kept = inherited(
+            given
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["PATH", "UV_INDEX_URL"]);
     }
 }

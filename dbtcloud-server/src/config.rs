@@ -16,6 +16,15 @@ pub struct Given {
     /// Address to listen on [default: 127.0.0.1:8080]
     #[arg(long, env = "DBTCLOUD_LISTEN", value_name = "HOST:PORT")]
     pub listen: Option<String>,
+    /// Address to listen on with TLS, beside the other
+    #[arg(long, env = "DBTCLOUD_TLS_LISTEN", value_name = "HOST:PORT")]
+    pub tls_listen: Option<String>,
+    /// Certificate chain of the TLS address, PEM
+    #[arg(long, env = "DBTCLOUD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// Private key of the certificate, PEM
+    #[arg(long, env = "DBTCLOUD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<String>,
     /// Directory for everything this server keeps [default: dbtcloud-data]
     #[arg(long, env = "DBTCLOUD_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -52,7 +61,7 @@ pub struct Given {
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 12] = [
+pub const KEYS: [&str; 15] = [
     "artifacts_url",
     "data_dir",
     "database_url",
@@ -65,6 +74,9 @@ pub const KEYS: [&str; 12] = [
     "public_url",
     "role",
     "run_capacity",
+    "tls_cert",
+    "tls_key",
+    "tls_listen",
 ];
 
 /// What a process does.
@@ -95,6 +107,17 @@ impl Role {
     }
 }
 
+/// Where TLS is spoken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -109,6 +132,8 @@ pub enum LogFormat {
 pub struct Settings {
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// A second address, with TLS.
+    pub tls: Option<Tls>,
     /// Directory for everything this server keeps.
     pub data_dir: PathBuf,
     /// The database. It may hold a password.
@@ -167,7 +192,10 @@ struct Reader {
 
 impl Reader {
     fn problem(&mut self, key: &str, what: impl Into<String>) {
-        self.problems.push(Problem { key: key.to_owned(), what: what.into() });
+        self.problems.push(Problem {
+            key: key.to_owned(),
+            what: what.into(),
+        });
     }
 
     fn read<T: std::str::FromStr>(&mut self, key: &'static str, default: T, expected: &str) -> T {
@@ -182,7 +210,10 @@ impl Reader {
     }
 
     fn text(&self, key: &str) -> Option<String> {
-        self.values.get(key).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+        self.values
+            .get(key)
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty())
     }
 
     fn take_file(&mut self, path: &Path, text: &str) {
@@ -195,16 +226,21 @@ impl Reader {
         };
         for (key, value) in table {
             let Some(known) = KEYS.into_iter().find(|known| *known == key) else {
-                self.problem(&key, format!("unknown key in {}; known are {}", path.display(), KEYS.join(", ")));
+                self.problem(
+                    &key,
+                    format!("unknown key in {}; known are {}", path.display(), KEYS.join(", ")),
+                );
                 continue;
             };
             let text = match value {
                 toml::Value::String(text) => text,
                 toml::Value::Integer(number) => number.to_string(),
                 toml::Value::Boolean(value) => value.to_string(),
-                toml::Value::Array(items) if items.iter().all(toml::Value::is_str) => {
-                    items.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
-                }
+                toml::Value::Array(items) if items.iter().all(toml::Value::is_str) => items
+                    .iter()
+                    .filter_map(toml::Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(","),
                 _ => {
                     self.problem(known, "expected a text, a number, true or false, or a list of texts");
                     continue;
@@ -217,6 +253,9 @@ impl Reader {
     fn take_given(&mut self, given: &Given) {
         let texts = [
             ("listen", &given.listen),
+            ("tls_listen", &given.tls_listen),
+            ("tls_cert", &given.tls_cert),
+            ("tls_key", &given.tls_key),
             ("data_dir", &given.data_dir),
             ("database_url", &given.database_url),
             ("artifacts_url", &given.artifacts_url),
@@ -241,14 +280,19 @@ impl Reader {
     }
 
     fn roles(&mut self) -> Vec<Role> {
-        let Some(text) = self.text("role") else { return Role::ALL.to_vec() };
+        let Some(text) = self.text("role") else {
+            return Role::ALL.to_vec();
+        };
         let mut roles = Vec::new();
         for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             match Role::ALL.into_iter().find(|role| role.name() == name) {
                 Some(role) => roles.push(role),
                 None if name == "all" => roles.extend(Role::ALL),
                 None => {
-                    self.problem("role", format!("expected all, gateway, app, scheduler or cleanup, got '{name}'"));
+                    self.problem(
+                        "role",
+                        format!("expected all, gateway, app, scheduler or cleanup, got '{name}'"),
+                    );
                 }
             }
         }
@@ -261,21 +305,55 @@ impl Reader {
         let text = self.text(key)?;
         let scheme = text.split_once(':').map(|(scheme, _)| scheme);
         if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
-            self.problem(key, format!("expected a URL that begins with {}:", schemes.join(": or ")));
+            self.problem(
+                key,
+                format!("expected a URL that begins with {}:", schemes.join(": or ")),
+            );
         }
         Some(text)
+    }
+
+    fn tls(&mut self, base: &Path) -> Option<Tls> {
+        const ALL: [&str; 3] = ["tls_listen", "tls_cert", "tls_key"];
+        let missing: Vec<_> = ALL.into_iter().filter(|key| self.text(key).is_none()).collect();
+        if missing.len() == ALL.len() {
+            return None;
+        }
+        for key in &missing {
+            self.problem(
+                key,
+                format!("expected a value because others of {} are given", ALL.join(", ")),
+            );
+        }
+        let listen = self.read(
+            "tls_listen",
+            SocketAddr::from(([127, 0, 0, 1], 8443)),
+            "an address such as 127.0.0.1:8443",
+        );
+        let (certificate, key) = (base.join(self.text("tls_cert")?), base.join(self.text("tls_key")?));
+        Some(Tls {
+            listen,
+            certificate,
+            key,
+        })
     }
 
     fn settings(mut self, base: &Path) -> Result<Settings, Problems> {
         let absolute = |path: &str| -> PathBuf { base.join(path) };
         let data_dir = absolute(&self.text("data_dir").unwrap_or_else(|| "dbtcloud-data".to_owned()));
-        let listen = self.read("listen", SocketAddr::from(([127, 0, 0, 1], 8080)), "an address such as 127.0.0.1:8080");
+        let listen = self.read(
+            "listen",
+            SocketAddr::from(([127, 0, 0, 1], 8080)),
+            "an address such as 127.0.0.1:8080",
+        );
         let embedded = format!("sqlite://{}", data_dir.join("dbtcloud.db").display());
-        let database_url =
-            self.url("database_url", &["postgres", "postgresql", "sqlite"]).unwrap_or_else(|| embedded.clone());
+        let database_url = self
+            .url("database_url", &["postgres", "postgresql", "sqlite"])
+            .unwrap_or_else(|| embedded.clone());
         let artifacts = format!("file://{}", data_dir.join("artifacts").display());
-        let artifacts_url =
-            self.url("artifacts_url", &["file", "memory", "s3", "azblob", "gcs"]).unwrap_or(artifacts);
+        let artifacts_url = self
+            .url("artifacts_url", &["file", "memory", "s3", "azblob", "gcs"])
+            .unwrap_or(artifacts);
         let public_url = self.url("public_url", &["http", "https"]);
         let log_format = match self.text("log_format").as_deref() {
             None | Some("text") => LogFormat::Text,
@@ -288,7 +366,10 @@ impl Reader {
         };
         let log = self.text("log").unwrap_or_else(|| "info".to_owned());
         if let Err(error) = log.parse::<tracing_subscriber::EnvFilter>() {
-            self.problem("log", format!("expected a filter such as info or dbtcloud=debug: {error}"));
+            self.problem(
+                "log",
+                format!("expected a filter such as info or dbtcloud=debug: {error}"),
+            );
         }
         let run_capacity = self.read("run_capacity", 64, "a number from 1 to 10000");
         if !(1..=10_000).contains(&run_capacity) {
@@ -300,9 +381,13 @@ impl Reader {
         }
         let migrate = self.read("migrate", false, "true or false");
         let roles = self.roles();
-        let key_file = self.text("key_file").map_or_else(|| data_dir.join("key"), |path| absolute(&path));
+        let tls = self.tls(base);
+        let key_file = self
+            .text("key_file")
+            .map_or_else(|| data_dir.join("key"), |path| absolute(&path));
         let settings = Settings {
             listen,
+            tls,
             data_dir,
             database_url,
             artifacts_url,
@@ -318,7 +403,11 @@ impl Reader {
         if !settings.is_embedded() && self.text("key_file").is_none() {
             self.problem("key_file", "expected a file that all servers of this database share");
         }
-        if self.problems.is_empty() { Ok(settings) } else { Err(Problems(self.problems)) }
+        if self.problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(Problems(self.problems))
+        }
     }
 }
 
@@ -357,9 +446,22 @@ impl Settings {
         text("artifacts_url", redact(&self.artifacts_url));
         text("key_file", self.key_file.display().to_string());
         text("log", self.log.clone());
-        text("log_format", if self.log_format == LogFormat::Json { "json" } else { "text" }.to_owned());
+        text(
+            "log_format",
+            if self.log_format == LogFormat::Json {
+                "json"
+            } else {
+                "text"
+            }
+            .to_owned(),
+        );
         if let Some(url) = &self.public_url {
             text("public_url", url.clone());
+        }
+        if let Some(tls) = &self.tls {
+            text("tls_listen", tls.listen.to_string());
+            text("tls_cert", tls.certificate.display().to_string());
+            text("tls_key", tls.key.display().to_string());
         }
         let roles = self.roles.iter().map(|role| toml::Value::from(role.name())).collect();
         table.insert("role".to_owned(), toml::Value::Array(roles));
@@ -373,7 +475,9 @@ impl Settings {
 
 /// A URL without its password and without its query, both of which may be secret.
 fn redact(text: &str) -> String {
-    let Ok(mut url) = url::Url::parse(text) else { return "***".to_owned() };
+    let Ok(mut url) = url::Url::parse(text) else {
+        return "***".to_owned();
+    };
     if url.password().is_some() && url.set_password(Some("***")).is_err() {
         return "***".to_owned();
     }
@@ -405,7 +509,10 @@ mod tests {
 
     #[test]
     fn what_was_given_comes_before_the_file() {
-        let given = Given { listen: Some("0.0.0.0:1".to_owned()), ..Given::default() };
+        let given = Given {
+            listen: Some("0.0.0.0:1".to_owned()),
+            ..Given::default()
+        };
         let file = "listen = \"0.0.0.0:2\"\nrun_capacity = 3\nrole = [\"app\", \"cleanup\"]\nmigrate = true";
         let settings = resolve(&given, Some(file)).unwrap();
         assert_eq!(settings.listen.port(), 1);
@@ -439,8 +546,21 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_whole_or_not_there() {
+        let file = "tls_listen = \"127.0.0.1:8443\"\ntls_cert = \"cert.pem\"";
+        assert_eq!(resolve(&Given::default(), Some(file)).unwrap_err(), ["tls_key"]);
+        let whole = format!("{file}\ntls_key = \"/key.pem\"");
+        let settings = resolve(&Given::default(), Some(&whole)).unwrap();
+        assert_eq!(settings.tls.as_ref().unwrap().certificate, Path::new("/srv/cert.pem"));
+        assert_eq!(resolve(&Given::default(), Some(&settings.show())).unwrap(), settings);
+    }
+
+    #[test]
     fn a_shared_database_needs_a_shared_key() {
-        let given = Given { database_url: Some("postgres://u:p@h/d".to_owned()), ..Given::default() };
+        let given = Given {
+            database_url: Some("postgres://u:p@h/d".to_owned()),
+            ..Given::default()
+        };
         assert_eq!(resolve(&given, None).unwrap_err(), ["key_file"]);
     }
 

@@ -4,7 +4,11 @@
 //! It does what a user would do: it starts this same binary as a server and talks to it through the public
 //! API alone.
 
-#![allow(clippy::print_stdout, reason = "a command whose purpose is to show something")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a command whose purpose is to show something, as a user would: by starting programs"
+)]
 
 mod api;
 mod server;
@@ -39,11 +43,15 @@ pub struct Args {
 /// # Errors
 /// What kept it from getting as far as a finished run, in words for the person at the terminal.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let project = args.project.canonicalize().with_context(|| {
-        format!("no dbt project at {}; say where with --project", args.project.display())
-    })?;
+    let project = args
+        .project
+        .canonicalize()
+        .with_context(|| format!("no dbt project at {}; say where with --project", args.project.display()))?;
     if !project.join("dbt_project.yml").is_file() {
-        bail!("{} has no dbt_project.yml; say where the project is with --project", project.display());
+        bail!(
+            "{} has no dbt_project.yml; say where the project is with --project",
+            project.display()
+        );
     }
     let temporary;
     let data = match &args.data_dir {
@@ -53,20 +61,33 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             temporary = tempfile::Builder::new().prefix("dbtcloud-demo-").tempdir()?;
-            if args.keep { temporary.keep() } else { temporary.path().to_owned() }
+            if args.keep {
+                temporary.keep()
+            } else {
+                temporary.path().to_owned()
+            }
         }
     };
-    println!("dbtcloud demo: one binary, SQLite, directories and processes in {}", data.display());
+    println!(
+        "dbtcloud demo: one binary, SQLite, directories and processes in {}",
+        data.display()
+    );
 
     let repository = commit_project(&project, &data)?;
-    println!("  git       {} committed to a local repository", project.file_name().unwrap_or_default().display());
+    println!(
+        "  git       {} committed to a local repository",
+        project.file_name().unwrap_or_default().display()
+    );
     let server = Server::start(&data).await?;
     println!("  server    {} (pid {})", server.url, server.pid());
     let api = Api::new(&server.url, &server.token, server.account)?;
 
     let outcome = watch_job(&api, &repository, &data).await;
     if args.keep {
-        println!("\nThe server stays up:\n  url    {}\n  token  {}", server.url, server.token);
+        println!(
+            "\nThe server stays up:\n  url    {}\n  token  {}",
+            server.url, server.token
+        );
         println!("  stop   kill {}", server.pid());
         server.leave();
     } else {
@@ -78,7 +99,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn watch_job(api: &Api, repository: &str, data: &Path) -> anyhow::Result<ExitCode> {
     let job = configure(api, repository, data).await?;
     println!("  api       project, repository, connection, environment and job {job} created\n");
-    let run = api.post(&format!("v2/accounts/{{a}}/jobs/{job}/run/"), &json!({"cause": "dbtcloud demo"})).await?;
+    let run = api
+        .post(
+            &format!("v2/accounts/{{a}}/jobs/{job}/run/"),
+            &json!({"cause": "dbtcloud demo"}),
+        )
+        .await?;
     let id = run["id"].as_i64().context("the trigger's answer has no run id")?;
     println!("Run {id}: {}", run["href"].as_str().unwrap_or_default());
 
@@ -91,11 +117,17 @@ async fn watch_job(api: &Api, repository: &str, data: &Path) -> anyhow::Result<E
         .await?;
     print_steps(&run);
     view.print_nodes();
-    print_artifacts(api, id).await?;
-    print_next(api, id);
     let success = run["is_success"].as_bool() == Some(true);
+    if success {
+        print_artifacts(api, id).await?;
+    }
+    print_next(api, id);
     let message = run["status_message"].as_str().unwrap_or_default();
-    println!("\nRun {id}: {} in {} {message}", run["status_humanized"].as_str().unwrap_or("?"), run["duration"].as_str().unwrap_or("?"));
+    let word = run["status_humanized"].as_str().unwrap_or("?");
+    println!(
+        "\nRun {id}: {word} in {} {message}",
+        run["duration"].as_str().unwrap_or("?")
+    );
     Ok(if success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -106,7 +138,16 @@ fn commit_project(project: &Path, data: &Path) -> anyhow::Result<String> {
     for arguments in [
         &["init", "--quiet", "--initial-branch=main"][..],
         &["add", "--all"],
-        &["-c", "user.name=dbtcloud demo", "-c", "user.email=demo@localhost", "commit", "--quiet", "-m", "The sample project"],
+        &[
+            "-c",
+            "user.name=dbtcloud demo",
+            "-c",
+            "user.email=demo@localhost",
+            "commit",
+            "--quiet",
+            "-m",
+            "The sample project",
+        ],
     ] {
         let output = Command::new("git")
             .args(arguments)
@@ -114,7 +155,11 @@ fn commit_project(project: &Path, data: &Path) -> anyhow::Result<String> {
             .output()
             .context("git cannot be started; is it installed?")?;
         if !output.status.success() {
-            bail!("git {}: {}", arguments[0], String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "git {}: {}",
+                arguments[0],
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
     }
     Ok(format!("file://{}", repository.display()))
@@ -143,12 +188,20 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// Creates everything through the API, as a user or Terraform would. Returns the job's id.
 async fn configure(api: &Api, repository: &str, data: &Path) -> anyhow::Result<i64> {
     let id = |value: &Value| value["id"].as_i64().context("an answer of the API has no id");
-    let project = id(&api.post("v3/accounts/{a}/projects/", &json!({"name": "Harbour"})).await?)?;
+    let project = id(&api
+        .post("v3/accounts/{a}/projects/", &json!({"name": "Harbour"}))
+        .await?)?;
     let repository = json!({"project_id": project, "remote_url": repository, "git_clone_strategy": "deploy_key"});
-    let repository = id(&api.post(&format!("v3/accounts/{{a}}/projects/{project}/repositories/"), &repository).await?)?;
+    let repository = id(&api
+        .post(
+            &format!("v3/accounts/{{a}}/projects/{project}/repositories/"),
+            &repository,
+        )
+        .await?)?;
     let mut whole = api.get(&format!("v3/accounts/{{a}}/projects/{project}/")).await?;
     whole["repository_id"] = json!(repository);
-    api.post(&format!("v3/accounts/{{a}}/projects/{project}/"), &whole).await?;
+    api.post(&format!("v3/accounts/{{a}}/projects/{project}/"), &whole)
+        .await?;
     let warehouse = data.join("warehouse.duckdb");
     let connection = json!({
         "name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": warehouse.display().to_string()},
@@ -157,12 +210,22 @@ async fn configure(api: &Api, repository: &str, data: &Path) -> anyhow::Result<i
     let credentials = json!({
         "project_id": project, "adapter_version": "duckdb_v0", "schema": "analytics", "threads": 4,
     });
-    let credentials = id(&api.post(&format!("v3/accounts/{{a}}/projects/{project}/credentials/"), &credentials).await?)?;
+    let credentials = id(&api
+        .post(
+            &format!("v3/accounts/{{a}}/projects/{project}/credentials/"),
+            &credentials,
+        )
+        .await?)?;
     let environment = json!({
         "name": "Production", "type": "deployment", "deployment_type": "production", "dbt_version": "latest",
         "connection_id": connection, "credentials_id": credentials, "project_id": project,
     });
-    let environment = id(&api.post(&format!("v3/accounts/{{a}}/projects/{project}/environments/"), &environment).await?)?;
+    let environment = id(&api
+        .post(
+            &format!("v3/accounts/{{a}}/projects/{project}/environments/"),
+            &environment,
+        )
+        .await?)?;
     let job = json!({
         "project_id": project, "environment_id": environment, "name": "Nightly build",
         "execute_steps": ["dbt build"], "generate_docs": true,
@@ -189,7 +252,12 @@ const ARTIFACT_ROWS: usize = 8;
 
 async fn print_artifacts(api: &Api, run: i64) -> anyhow::Result<()> {
     let artifacts = api.get(&format!("v2/accounts/{{a}}/runs/{run}/artifacts/")).await?;
-    let paths: Vec<&str> = artifacts.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let paths: Vec<&str> = artifacts
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     println!("\n  {} artifacts, the first of them:", paths.len());
     for path in paths.iter().take(ARTIFACT_ROWS) {
         println!("    {path}");

@@ -94,7 +94,11 @@ async fn caught(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(_) => {
             tracing::error!("a request panicked");
-            Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "The server failed. Its log says why.").into_response()
+            Fault::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The server failed. Its log says why.",
+            )
+            .into_response()
         }
     }
 }
@@ -103,9 +107,7 @@ async fn caught(request: Request, next: Next) -> Response {
 async fn bounded(State(app): State<App>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(app.options.request_timeout, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => {
-            Fault::new(StatusCode::SERVICE_UNAVAILABLE, "This took too long. Please try again.").into_response()
-        }
+        Err(_) => Fault::new(StatusCode::SERVICE_UNAVAILABLE, "This took too long. Please try again.").into_response(),
     }
 }
 
@@ -114,7 +116,11 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
 async fn observed(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(&app, &request);
     let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let path = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("unmatched", MatchedPath::as_str)
+        .to_owned();
     let span = tracing::info_span!(
         "request",
         request_id = %id,
@@ -134,7 +140,9 @@ async fn observed(State(app): State<App>, request: Request, next: Next) -> Respo
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, value);
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -146,14 +154,18 @@ fn request_id(app: &App, request: &Request) -> String {
             && id.len() <= REQUEST_ID_LIMIT
             && id.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    sent.filter(plain).map_or_else(|| app.metrics.next_id(), ToOwned::to_owned)
+    sent.filter(plain)
+        .map_or_else(|| app.metrics.next_id(), ToOwned::to_owned)
 }
 
 /// HTML that may load nothing and run nothing.
 pub(crate) fn html(status: StatusCode, text: String) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];

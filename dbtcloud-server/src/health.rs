@@ -44,11 +44,14 @@ impl Readiness {
             if let Some(error) = &error {
                 tracing::warn!(component = name, error = %error.chain(), "not ready");
             }
-            Component { name, fault: error.map(|error| error.to_string()) }
+            Component {
+                name,
+                fault: error.map(|error| error.to_string()),
+            }
         };
         Self {
             components: vec![component("database", database), component("artifacts", artifacts)],
-            scheduler_idle_seconds: (ticked > 0).then(|| idle.as_secs()),
+            scheduler_idle_seconds: (ticked > 0).then_some(idle.as_secs()),
         }
     }
 
@@ -66,11 +69,20 @@ pub(crate) async fn alive() -> &'static str {
 /// 200 when everything answers, 503 with the reasons otherwise.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let readiness = Readiness::of(&app.plane).await;
-    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if readiness.is_ready() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let components: serde_json::Map<String, serde_json::Value> = readiness
         .components
         .iter()
-        .map(|component| (component.name.to_owned(), component.fault.as_deref().unwrap_or("ok").into()))
+        .map(|component| {
+            (
+                component.name.to_owned(),
+                component.fault.as_deref().unwrap_or("ok").into(),
+            )
+        })
         .collect();
     let body = json!({
         "ready": readiness.is_ready(),

@@ -8,7 +8,7 @@
 //! # use dbtcloud_runtime::ControlPlane;
 //! fn mount(plane: ControlPlane) -> axum::Router {
 //!     let api = dbtcloud_server::router(plane, dbtcloud_server::Options::default());
-//!     axum::Router::new().nest("/dbt", api)
+//!     axum::Router::new().nest_service("/dbt", api)
 //! }
 //! ```
 
@@ -24,6 +24,8 @@ pub mod demo;
 pub mod health;
 #[cfg(feature = "cli")]
 pub mod serve;
+#[cfg(feature = "cli")]
+mod tls;
 
 mod call;
 mod gateway;
@@ -113,7 +115,14 @@ pub fn probes(plane: ControlPlane, options: Options) -> Router {
 }
 
 fn app(plane: ControlPlane, options: Options) -> App {
-    let authenticator =
-        options.authenticator.clone().unwrap_or_else(|| Arc::new(TokenAuthenticator::new(plane.clone())));
-    App(Arc::new(Inner { plane, options, authenticator, metrics: HttpMetrics::default() }))
+    let authenticator = options
+        .authenticator
+        .clone()
+        .unwrap_or_else(|| Arc::new(TokenAuthenticator::new(plane.clone())));
+    App(Arc::new(Inner {
+        plane,
+        options,
+        authenticator,
+        metrics: HttpMetrics::default(),
+    }))
 }

@@ -110,9 +110,18 @@ fn message(event: Result<LiveEvent>, texts: &mut Texts) -> Message {
             let (name, data) = journal(&event.body, event.at);
             (Some(cursor), name, data)
         }
-        Ok(LiveEvent::Log { cursor, step, offset, bytes }) => {
+        Ok(LiveEvent::Log {
+            cursor,
+            step,
+            offset,
+            bytes,
+        }) => {
             let (offset, text) = texts.take(step, offset, &bytes);
-            (Some(cursor), "log", json!({ "step": step, "offset": offset, "text": text }))
+            (
+                Some(cursor),
+                "log",
+                json!({ "step": step, "offset": offset, "text": text }),
+            )
         }
         Ok(LiveEvent::End(cursor)) => (Some(cursor), "end", json!({})),
         Err(error) => {
@@ -147,7 +156,9 @@ fn cursor(call: &Call) -> Result<LiveCursor> {
 pub(crate) async fn events(call: Call) -> Answer {
     let run = fetch_run(&call).await?;
     let events = call.plane().live(call.account, run.id, cursor(&call)?);
-    let keep_alive = KeepAlive::new().interval(call.app.options.keep_alive).text("still here");
+    let keep_alive = KeepAlive::new()
+        .interval(call.app.options.keep_alive)
+        .text("still here");
     let response: Response = Sse::new(messages(events)).keep_alive(keep_alive).into_response();
     Ok(response)
 }

@@ -46,7 +46,10 @@ pub(crate) struct HttpMetrics {
 
 impl Default for HttpMetrics {
     fn default() -> Self {
-        Self { durations: Family::new_with_constructor(histogram), requests: AtomicU64::new(0) }
+        Self {
+            durations: Family::new_with_constructor(histogram),
+            requests: AtomicU64::new(0),
+        }
     }
 }
 
@@ -66,7 +69,11 @@ fn method_name(method: &Method) -> &'static str {
 
 impl HttpMetrics {
     pub(crate) fn observe(&self, method: &Method, route: &str, status: u16, took: Duration) {
-        let labels = Route { method: method_name(method), route: route.to_owned(), status };
+        let labels = Route {
+            method: method_name(method),
+            route: route.to_owned(),
+            status,
+        };
         self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
@@ -85,9 +92,21 @@ fn register(plane: &PlaneMetrics, http: &HttpMetrics) -> Registry {
     let counters = [
         ("log_bytes_shipped", "Log bytes taken in from agents", &plane.log_bytes),
         ("artifacts_stored", "Artifacts stored", &plane.artifacts_stored),
-        ("artifact_upload_failures", "Artifacts that could not be stored", &plane.artifact_failures),
-        ("agent_reports_fenced", "Reports of agents that had been overtaken", &plane.fenced_reports),
-        ("scheduler_failures", "Rounds of the scheduler that failed", &plane.scheduler_failures),
+        (
+            "artifact_upload_failures",
+            "Artifacts that could not be stored",
+            &plane.artifact_failures,
+        ),
+        (
+            "agent_reports_fenced",
+            "Reports of agents that had been overtaken",
+            &plane.fenced_reports,
+        ),
+        (
+            "scheduler_failures",
+            "Rounds of the scheduler that failed",
+            &plane.scheduler_failures,
+        ),
         ("cleanup_deleted", "Things that cleanup removed", &plane.cleanup_deleted),
     ];
     for (name, help, counter) in counters {
@@ -103,8 +122,16 @@ fn register(plane: &PlaneMetrics, http: &HttpMetrics) -> Registry {
         runs.get_or_create(&Ended { status }).inc_by(counter.get());
     }
     registry.register("runs", "Runs that this process saw end", runs);
-    registry.register("runs_in_progress", "Runs that this process drives", ConstGauge::new(plane.runs_driven.get()));
-    registry.register("run_queue_depth", "Runs that wait", ConstGauge::new(plane.queue_depth.get()));
+    registry.register(
+        "runs_in_progress",
+        "Runs that this process drives",
+        ConstGauge::new(plane.runs_driven.get()),
+    );
+    registry.register(
+        "run_queue_depth",
+        "Runs that wait",
+        ConstGauge::new(plane.queue_depth.get()),
+    );
     registry.register_with_unit(
         "scheduler_dispatch_lag",
         "How late the last schedule fired",

@@ -38,7 +38,11 @@ fn many<T: Resource>() -> MethodRouter<App> {
 
 /// Get, update and delete; an update is the same by `POST`, `PATCH` and `PUT`.
 fn single<T: Resource>() -> MethodRouter<App> {
-    get(read::<T>).post(update::<T>).patch(update::<T>).put(update::<T>).delete(delete::<T>)
+    get(read::<T>)
+        .post(update::<T>)
+        .patch(update::<T>)
+        .put(update::<T>)
+        .delete(delete::<T>)
 }
 
 /// All endpoints, without the trailing slash: the gateway takes it off.
@@ -106,9 +110,14 @@ fn v3() -> Router<App> {
         .route(&project("/environment-variables/{id}"), single::<Variable>())
         .route(
             &project("/environment-variables/bulk"),
-            post(variables::bulk_create).put(variables::bulk_update).delete(variables::bulk_delete),
+            post(variables::bulk_create)
+                .put(variables::bulk_update)
+                .delete(variables::bulk_delete),
         )
-        .route(&project("/environment-variables/environment"), get(variable_views::by_environment))
+        .route(
+            &project("/environment-variables/environment"),
+            get(variable_views::by_environment),
+        )
         .route(&project("/environment-variables/job"), get(variable_views::by_job))
         .route(&project("/environment-variables/user"), get(variable_views::by_user))
 }
@@ -120,5 +129,8 @@ pub(crate) async fn not_implemented(method: Method, uri: Uri) -> Fault {
 
 /// A path that exists, asked for in a way that does not.
 pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> Fault {
-    Fault::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed on {}.", uri.path()))
+    Fault::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("{method} is not allowed on {}.", uri.path()),
+    )
 }

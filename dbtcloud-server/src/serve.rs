@@ -1,5 +1,6 @@
 //! A server from settings, until it is told to stop.
 
+use std::future::IntoFuture;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Options;
 use crate::compose::{self, Composed};
 use crate::config::{Role, Settings};
+use crate::tls::TlsListener;
 
 /// How long requests may take to finish once the server stops; live tails are cut then.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -29,7 +31,10 @@ pub async fn serve(settings: &Settings, composed: Composed, shutdown: Cancellati
 /// The address, and why it cannot be had.
 pub async fn listen(settings: &Settings) -> anyhow::Result<TcpListener> {
     TcpListener::bind(settings.listen).await.with_context(|| {
-        format!("cannot listen on {}: is another program using the port? Choose another with --listen", settings.listen)
+        format!(
+            "cannot listen on {}: is another program using the port? Choose another with --listen",
+            settings.listen
+        )
     })
 }
 
@@ -43,26 +48,55 @@ pub async fn serve_on(
     plane: ControlPlane,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let options = Options { public_url: settings.public_url.clone(), ..Options::default() };
+    let options = Options {
+        public_url: settings.public_url.clone(),
+        ..Options::default()
+    };
     let doors = settings.has(Role::Gateway) || settings.has(Role::App);
-    let router = if doors { crate::router(plane.clone(), options) } else { crate::probes(plane.clone(), options) };
-    let running = plane.start(compose::roles(settings)).await.map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
+    let router = if doors {
+        crate::router(plane.clone(), options)
+    } else {
+        crate::probes(plane.clone(), options)
+    };
+    let tls = match &settings.tls {
+        Some(tls) => Some(TlsListener::bind(tls).await?),
+        None => None,
+    };
+    let secure_address = tls.as_ref().map(axum::serve::Listener::local_addr).transpose()?;
+    let running = plane
+        .start(compose::roles(settings))
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
     let address = listener.local_addr()?;
     let roles: Vec<_> = settings.roles.iter().map(|role| role.name()).collect();
+    if let Some(address) = secure_address {
+        tracing::info!(tls_address = %address, "serving with TLS");
+    }
     tracing::info!(%address, roles = roles.join(","), "serving");
-    let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let server = axum::serve(listener, router.clone()).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+    let secure = async {
+        let Some(tls) = tls else { return Ok(()) };
+        axum::serve(tls, router)
+            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
+            .await
+    };
     let late = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
     let served = tokio::select! {
-        served = async { server.await } => served.context("the server ended"),
+        served = async { tokio::try_join!(server.into_future(), secure) } => {
+            served.map(|_| ()).context("the server ended")
+        }
         () = late => {
             tracing::info!("some requests did not finish in time");
             Ok(())
         }
     };
-    running.stop().await.map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
+    running
+        .stop()
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
     tracing::info!("stopped");
     served
 }

@@ -48,7 +48,11 @@ pub(crate) enum Api {
 impl Api {
     /// The API that a path belongs to.
     pub(crate) fn of_path(path: &str) -> Self {
-        if path.starts_with("/api/v3") { Self::V3 } else { Self::V2 }
+        if path.starts_with("/api/v3") {
+            Self::V3
+        } else {
+            Self::V2
+        }
     }
 
     /// An instant as this API writes it.
@@ -62,5 +66,9 @@ impl Api {
 
 /// `state` of a record: 1 active, 2 deleted.
 pub(crate) fn state<T: Entity>(record: &Record<T>) -> i64 {
-    if record.deleted { codes::STATE_DELETED } else { codes::STATE_ACTIVE }
+    if record.deleted {
+        codes::STATE_DELETED
+    } else {
+        codes::STATE_ACTIVE
+    }
 }

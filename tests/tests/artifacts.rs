@@ -15,6 +15,16 @@ use futures::{StreamExt, TryStreamExt, stream};
 const ACCOUNT: AccountId = AccountId::new(1);
 const RUN: RunId = RunId::new(7);
 
+dbtcloud_contract::artifacts_suite!(directory, || async {
+    let root = tempfile::tempdir().unwrap();
+    let artifacts = OpendalArtifacts::from_url(&format!("file://{}", root.path().display())).unwrap();
+    dbtcloud_contract::suite::Subject::artifacts(artifacts).keeping(root)
+});
+
+dbtcloud_contract::artifacts_suite!(memory, || async {
+    dbtcloud_contract::suite::Subject::artifacts(OpendalArtifacts::from_url("memory://").unwrap())
+});
+
 /// The store under test and, when it is one, its directory.
 struct Store {
     artifacts: OpendalArtifacts,

@@ -9,6 +9,12 @@ use dbtcloud_core::id::{AccountId, ProjectId, UserId};
 use dbtcloud_core::ports::{Volume, VolumeId};
 use dbtcloud_local::DirectoryVolume;
 
+dbtcloud_contract::volume_suite!(directories, || async {
+    let root = tempfile::tempdir().unwrap();
+    let volume = DirectoryVolume::new(root.path()).unwrap();
+    dbtcloud_contract::suite::Subject::volume(volume).keeping(root)
+});
+
 fn id(account: i64, project: i64, user: i64) -> VolumeId {
     VolumeId {
         account: AccountId::new(account),

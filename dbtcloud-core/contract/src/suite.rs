@@ -5,6 +5,7 @@
 //! use dbtcloud_contract::memory::MemoryStorage;
 //! use dbtcloud_contract::suite::Subject;
 //! dbtcloud_contract::storage_suite!(memory, || async { Subject::storage(MemoryStorage::new()) });
+//! # fn main() {}
 //! ```
 //!
 //! A case that is in no list is dead code and fails the build under `-D warnings`.
@@ -41,12 +42,15 @@ macro_rules! cases {
     };
 }
 
+pub mod agents;
 pub mod artifacts;
 pub mod catalog;
+pub mod changes;
 pub mod clock;
 pub mod executor;
 pub mod journal;
 pub mod leases;
+pub mod listing;
 pub mod logs;
 pub mod model;
 pub mod queue;
@@ -55,6 +59,7 @@ pub mod runs;
 mod samples;
 pub mod schedules;
 pub mod sessions;
+pub mod takeover;
 pub mod tickets;
 pub mod vault;
 pub mod volume;
@@ -189,6 +194,29 @@ where
     });
 }
 
+/// Every case of every storage port, with the suite it is of.
+pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stores>)> {
+    let suites = [
+        ("agents", agents::CASES),
+        ("catalog", catalog::CASES),
+        ("changes", changes::CASES),
+        ("journal", journal::CASES),
+        ("leases", leases::CASES),
+        ("listing", listing::CASES),
+        ("logs", logs::CASES),
+        ("queue", queue::CASES),
+        ("reports", reports::CASES),
+        ("runs", runs::CASES),
+        ("schedules", schedules::CASES),
+        ("sessions", sessions::CASES),
+        ("takeover", takeover::CASES),
+        ("tickets", tickets::CASES),
+    ];
+    suites
+        .into_iter()
+        .flat_map(|(suite, cases)| cases.iter().map(move |case| (suite, case)))
+}
+
 /// One test per case of every storage port.
 ///
 /// `storage_suite!(module, factory)`, where the factory is called for every case and gives a future of a
@@ -203,14 +231,23 @@ macro_rules! storage_suite {
             async fn factory() -> $crate::suite::Subject<$crate::suite::Stores> {
                 ($factory)().await
             }
+            mod agents {
+                $crate::agents_cases!(super::factory, $([$meta])*);
+            }
             mod catalog {
                 $crate::catalog_cases!(super::factory, $([$meta])*);
+            }
+            mod changes {
+                $crate::changes_cases!(super::factory, $([$meta])*);
             }
             mod journal {
                 $crate::journal_cases!(super::factory, $([$meta])*);
             }
             mod leases {
                 $crate::leases_cases!(super::factory, $([$meta])*);
+            }
+            mod listing {
+                $crate::listing_cases!(super::factory, $([$meta])*);
             }
             mod logs {
                 $crate::logs_cases!(super::factory, $([$meta])*);
@@ -229,6 +266,9 @@ macro_rules! storage_suite {
             }
             mod sessions {
                 $crate::sessions_cases!(super::factory, $([$meta])*);
+            }
+            mod takeover {
+                $crate::takeover_cases!(super::factory, $([$meta])*);
             }
             mod tickets {
                 $crate::tickets_cases!(super::factory, $([$meta])*);

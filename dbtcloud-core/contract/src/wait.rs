@@ -1,5 +1,10 @@
 //! Polling in place of sleeping: a test that waits says for what and for how long.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waiting for real processes takes real time; everything else asks a `Clock`"
+)]
+
 use std::fmt::Debug;
 use std::panic::Location;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! Every suite on the model itself.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly, its fixture too")]
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -4,30 +4,12 @@
 use std::sync::Arc;
 
 use dbtcloud_contract::memory::{MemoryStorage, Mutation};
-use dbtcloud_contract::suite::{
-    Case, Stores, Subject, catalog, journal, leases, logs, model, queue, reports, runs, schedules, sessions, tickets,
-};
-
-fn all() -> Vec<&'static Case<Stores>> {
-    let suites = [
-        catalog::CASES,
-        journal::CASES,
-        leases::CASES,
-        logs::CASES,
-        queue::CASES,
-        reports::CASES,
-        runs::CASES,
-        schedules::CASES,
-        sessions::CASES,
-        tickets::CASES,
-    ];
-    suites.into_iter().flatten().collect()
-}
+use dbtcloud_contract::suite::{Stores, Subject, model, storage_cases};
 
 /// The names of the cases that fail on such a storage.
 async fn failing(storage: impl Fn() -> MemoryStorage) -> Vec<&'static str> {
     let mut failed = Vec::new();
-    for case in all() {
+    for (_, case) in storage_cases() {
         let case_run = tokio::spawn((case.run)(Stores::of(Arc::new(storage()))));
         // A broken storage can keep a case waiting for ever: that is a failure too.
         match tokio::time::timeout(std::time::Duration::from_secs(20), case_run).await {

@@ -67,6 +67,7 @@ pub(super) async fn check_out(
     console: &mut Console,
 ) -> Result<Checkout, String> {
     check_url(&source.url)?;
+    check_place(&source.url, places.cache)?;
     for name in [source.branch.as_deref(), source.commit.as_deref()].into_iter().flatten() {
         if name.is_empty() || name.starts_with('-') || name.contains(|c: char| c.is_control() || " ~^:?*[\\".contains(c)) {
             return Err(format!("'{name}' is no name of a branch, tag or commit."));
@@ -100,6 +101,18 @@ fn check_url(url: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Refuses repositories in our own cache: they are copies of somebody's.
+fn check_place(url: &str, cache: &Path) -> Result<(), String> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    let inside = Path::new(path).canonicalize().ok().zip(cache.canonicalize().ok());
+    match inside {
+        Some((path, cache)) if path.starts_with(&cache) => {
+            Err("The repository's address is refused: it lies in the agents' cache.".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Git {
@@ -193,12 +206,18 @@ impl Git {
         let _ = std::fs::remove_dir_all(&self.home);
     }
 
-    async fn run(&self, dir: &Path, args: &[&str], console: Option<&mut Console>) -> Result<Ran, String> {
+    fn command(&self, dir: &Path, args: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new("git");
         command.args(args).current_dir(dir).env_clear().envs(&self.env);
-        process::run(command, console)
-            .await
-            .map_err(|error| format!("git cannot be run: {error}."))
+        command
+    }
+
+    async fn execute(&self, command: std::process::Command, console: Option<&mut Console>) -> Result<Ran, String> {
+        process::run(command, console).await.map_err(|error| format!("git cannot be run: {error}."))
+    }
+
+    async fn run(&self, dir: &Path, args: &[&str], console: Option<&mut Console>) -> Result<Ran, String> {
+        self.execute(self.command(dir, args), console).await
     }
 
     /// The trimmed output of a command that must succeed.
@@ -232,7 +251,7 @@ impl Git {
             let fresh = places.cache.join("git").join(format!("{name}.new"));
             let _ = std::fs::remove_dir_all(&fresh);
             let path = fresh.to_string_lossy().into_owned();
-            self.must(places.cache, &["init", "--quiet", "--bare", "--template=", &path], "No local copy can be made").await?;
+            self.must(places.cache, &["init", "--quiet", "--bare", "--template=", "--initial-branch=dbtcloud/unknown", &path], "No local copy can be made").await?;
             std::fs::rename(&fresh, &mirror).map_err(|e| format!("No local copy can be made: {e}."))?;
         }
         let (sha, branch) = self.resolve(source, &mirror, console).await?;
@@ -250,7 +269,12 @@ impl Git {
         if places.checkout.join(".gitmodules").is_file() {
             console.line("Fetching submodules").await;
             let args = ["submodule", "update", "--init", "--recursive", "--depth", "1", "--quiet"];
-            let ran = self.run(places.checkout, &args, Some(console)).await?;
+            let mut command = self.command(places.checkout, &args);
+            // What a repository names is not what its owner was asked for: no files of this host.
+            if !source.url.starts_with("file://") && !source.url.starts_with('/') {
+                command.env("GIT_ALLOW_PROTOCOL", TRANSPORTS.trim_end_matches(":file"));
+            }
+            let ran = self.execute(command, Some(console)).await?;
             if !ran.success {
                 return Err(format!("The submodules cannot be fetched: {}", last_line(&ran.stderr)));
             }

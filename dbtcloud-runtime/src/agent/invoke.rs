@@ -1,6 +1,7 @@
 //! One dbt step: its command, its output, its nodes, its end.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use dbtcloud_core::run::{NodeReport, StepKind, StepPlan, StepStatus};
 use futures::FutureExt as _;
@@ -27,6 +28,18 @@ const CHANNEL: usize = 32;
 pub const SESSIONS_LIMIT: Duration = Duration::from_secs(10);
 /// The longest message of a step.
 const MESSAGE_CHARS: usize = 1_000;
+
+/// What is known of the parse state of this run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ParseState {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// An earlier run's is in place, last changed then.
+    Restored(Option<SystemTime>),
+    /// It is there for later runs.
+    Kept,
+}
 
 /// What the events of a command said.
 #[derive(Default)]
@@ -64,11 +77,9 @@ impl Work {
             }
         };
         self.tell_version(dbt.version());
-        if step.kind != StepKind::Deps && self.vars.is_none() {
+        let parses = step.kind != StepKind::Deps && self.parse_state == ParseState::Unknown;
+        if parses {
             self.restore_parse_state(dbt.as_ref(), command, console).await;
-        }
-        if step.kind != StepKind::Deps {
-            self.vars = Some(command.vars().to_owned());
         }
 
         let target = self.folders.of("target");
@@ -93,6 +104,9 @@ impl Work {
         let (reply, stopped, mut heard) = self.invoke(step.index, dbt.as_ref(), &invocation, console).await;
         console.settle().await;
         self.tell_version(heard.version.take());
+        if parses {
+            self.keep_parse_state(dbt.as_ref(), command).await;
+        }
         let end = self.judge(step.index, reply, stopped, heard, console).await;
         if let Err(error) = self.uploads.take(step.index, &target, &logs).await {
             console.line(&format!("WARN: {error}")).await;
@@ -214,10 +228,10 @@ impl Work {
             ExitStatus::Signal(_) => None,
         };
         let cpu = Duration::from_micros(exit.usage.user_us + exit.usage.system_us);
-        tracing::debug!(step, ?cpu, backend = reply.backend, fallback = ?reply.fallback_reason, "dbt ended");
+        let afresh = reply.fallback_reason.map_or(String::new(), |reason| format!(", no warm start: {reason}"));
         console
             .line(&format!(
-                "[{}, CPU {:.1} s, peak memory {} MiB]",
+                "[{}, CPU {:.1} s, peak memory {} MiB{afresh}]",
                 said(exit.status),
                 cpu.as_secs_f64(),
                 exit.usage.max_rss_kib.div_ceil(1024)
@@ -268,33 +282,52 @@ impl Work {
         }))
     }
 
-    async fn restore_parse_state(&self, dbt: &dyn Dbt, command: &Command, console: &mut Console) {
+    /// Puts parse state of an earlier run of the job in place.
+    async fn restore_parse_state(&mut self, dbt: &dyn Dbt, command: &Command, console: &mut Console) {
         let Some(key) = self.parse_key(dbt, command.vars()) else { return };
         let (cache, scope) = self.parse_cache();
-        let place = self.folders.of("target").join("partial_parse.msgpack");
+        let place = self.parse_file();
         let restored = tokio::task::spawn_blocking(move || cache.restore(&scope, &key, &place)).await;
         match restored {
             Ok(Ok(Restored::Differs(parts))) => {
+                let parts: Vec<String> = parts.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
                 console
-                    .line(&format!("Parsing in full: since the last run of this job there changed {parts:?}"))
+                    .line(&format!("Parsing in full: {} changed since the last run of this job", parts.join(", ")))
                     .await;
             }
-            Ok(Ok(_)) => {}
+            Ok(Ok(Restored::Exact | Restored::OtherCommit)) => self.parse_state = ParseState::Restored(self.parse_mark()),
+            Ok(Ok(Restored::Nothing)) => {}
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "parse state cannot be used"),
             Err(_) => tracing::warn!("parse state cannot be used"),
         }
     }
 
-    /// Keeps what dbt parsed for the next run of the job.
-    pub(super) async fn keep_parse_state(&self) {
-        let (Some(vars), Some(Ok(dbt))) = (&self.vars, self.dbt.peek()) else { return };
-        let Some(key) = self.parse_key(dbt.as_ref(), vars) else { return };
+    /// Keeps what the first command parsed for the next run of the job; later ones may have other `--vars`.
+    async fn keep_parse_state(&mut self, dbt: &dyn Dbt, command: &Command) {
+        let mark = self.parse_mark();
+        let before = std::mem::take(&mut self.parse_state);
+        if mark.is_none() {
+            return;
+        }
+        self.parse_state = ParseState::Kept;
+        if before == ParseState::Restored(mark) {
+            return;
+        }
+        let Some(key) = self.parse_key(dbt, command.vars()) else { return };
         let (cache, scope) = self.parse_cache();
-        let place = self.folders.of("target").join("partial_parse.msgpack");
+        let place = self.parse_file();
         let kept = tokio::task::spawn_blocking(move || cache.store(&scope, &key, &place)).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(error = %chain(&error), "parse state cannot be kept");
         }
+    }
+
+    fn parse_file(&self) -> PathBuf {
+        self.folders.of("target").join("partial_parse.msgpack")
+    }
+
+    fn parse_mark(&self) -> Option<SystemTime> {
+        self.parse_file().metadata().and_then(|meta| meta.modified()).ok()
     }
 }
 

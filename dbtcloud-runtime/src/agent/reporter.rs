@@ -194,6 +194,17 @@ impl Reporter {
         self.0.work.notify_one();
     }
 
+    /// Takes out everything that waits, as reports.
+    #[cfg(test)]
+    pub(super) fn drain(&self) -> Vec<Report> {
+        let mut queue = self.queue();
+        let mut reports = Vec::new();
+        while !queue.entries.is_empty() {
+            reports.push(queue.take(reports.len() as u64 + 1));
+        }
+        reports
+    }
+
     fn close(&self) {
         let mut queue = self.queue();
         queue.closed = true;
@@ -410,3 +421,7 @@ pub(super) fn cut(text: &mut String, limit: usize) {
         text.truncate(end);
     }
 }
+
+#[cfg(test)]
+#[path = "reporter_tests.rs"]
+mod tests;

@@ -18,6 +18,7 @@ use super::console::Console;
 use super::dbt::{Dbt, Source};
 use super::git::{self, Checkout, Places};
 use super::halt::{Halt, Reason};
+use super::invoke::ParseState;
 use super::redact::Redactor;
 use super::reporter::{MESSAGE_LIMIT_BYTES, Reporter, cut};
 use super::uplink::{Backoff, Uplink};
@@ -56,8 +57,7 @@ pub(super) struct Work {
     pub(super) checkout: Option<Checkout>,
     pub(super) state: Option<PathBuf>,
     pub(super) told_version: bool,
-    /// Of the last command that may have parsed, for the key of the parse state.
-    pub(super) vars: Option<String>,
+    pub(super) parse_state: ParseState,
     /// When it is no longer tried to tell the control plane anything.
     pub(super) deadline: Instant,
 }
@@ -163,7 +163,6 @@ impl Work {
         if self.halt.reason().is_some_and(|reason| reason.is_silent()) {
             return;
         }
-        self.keep_parse_state().await;
         let mut patch = self.saved().await;
         let event = match (failed, stopped) {
             (Some(why), _) => {

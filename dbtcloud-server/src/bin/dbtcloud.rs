@@ -1,5 +1,9 @@
 //! The `dbtcloud` program: a server, and the few commands around it.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a command says to the person who ran it")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command says to the person who ran it"
+)]
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -129,7 +133,7 @@ fn serving(settings: &Settings) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
         let shutdown = serve::on_signal()?;
         let program = std::env::current_exe().context("cannot tell where this program is")?;
-        let composed = compose::compose(settings, program, std::env::vars()).await?;
+        let composed = compose::compose(settings, program, environment()).await?;
         serve::serve(settings, composed, shutdown).await?;
         Ok(ExitCode::SUCCESS)
     })
@@ -137,18 +141,30 @@ fn serving(settings: &Settings) -> anyhow::Result<ExitCode> {
 
 /// Works as an agent. It is told what it needs by the server that started it.
 fn work() -> anyhow::Result<ExitCode> {
-    match AgentConfig::from_environment(std::env::vars()) {
+    match AgentConfig::from_environment(environment()) {
         Ok(Some(config)) => Ok(agent::main(config)),
         Ok(None) => bail!("DBTCLOUD_TICKET is not set: agents are started by a server, not by hand"),
         Err(error) => bail!("{}", error.chain()),
     }
 }
 
+/// This process's environment, as far as it is text.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what agents inherit, and what an agent is told; filtered where it is used"
+)]
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
 fn settings(given: &Given) -> Result<Settings, Problems> {
     let text = match &given.config {
         None => None,
         Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
-            Problems(vec![Problem { key: "config".to_owned(), what: format!("cannot read {}: {error}", path.display()) }])
+            Problems(vec![Problem {
+                key: "config".to_owned(),
+                what: format!("cannot read {}: {error}", path.display()),
+            }])
         })?),
     };
     let file = given.config.as_deref().zip(text.as_deref());
@@ -173,7 +189,9 @@ fn check(given: &Given) -> ExitCode {
 
 fn log(settings: &Settings) -> anyhow::Result<()> {
     let filter: tracing_subscriber::EnvFilter = settings.log.parse().context("log")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Text => builder.init(),
@@ -190,7 +208,10 @@ async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
         println!("the schema is this version's");
     } else {
         storage.migrate().await.map_err(told)?;
-        println!("the schema is version {}", storage.schema_version().await.map_err(told)?);
+        println!(
+            "the schema is version {}",
+            storage.schema_version().await.map_err(told)?
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,7 +19,12 @@ pub(super) struct Api {
 impl Api {
     pub(super) fn new(base: &str, token: &str, account: i64) -> anyhow::Result<Self> {
         let client = reqwest::Client::builder().build()?;
-        Ok(Self { client, base: base.to_owned(), token: token.to_owned(), account })
+        Ok(Self {
+            client,
+            base: base.to_owned(),
+            token: token.to_owned(),
+            account,
+        })
     }
 
     pub(super) fn account_url(&self) -> String {
@@ -39,7 +44,11 @@ impl Api {
     }
 
     pub(super) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        data(path, self.ask(self.client.post(self.url(path))).json(body).send().await?).await
+        data(
+            path,
+            self.ask(self.client.post(self.url(path))).json(body).send().await?,
+        )
+        .await
     }
 
     /// Follows a run's events to their end, taking a broken stream up again where it broke off.
@@ -64,7 +73,11 @@ impl Api {
 }
 
 /// Reads one stream. Whether its end was told.
-async fn read(answer: reqwest::Response, last: &mut String, take: &mut impl FnMut(&str, &Value)) -> anyhow::Result<bool> {
+async fn read(
+    answer: reqwest::Response,
+    last: &mut String,
+    take: &mut impl FnMut(&str, &Value),
+) -> anyhow::Result<bool> {
     let (mut buffer, mut event, mut data) = (Vec::new(), String::new(), String::new());
     let mut bytes = answer.bytes_stream();
     while let Some(Ok(chunk)) = bytes.next().await {
@@ -97,9 +110,15 @@ async fn read(answer: reqwest::Response, last: &mut String, take: &mut impl FnMu
 
 async fn data(path: &str, answer: reqwest::Response) -> anyhow::Result<Value> {
     let status = answer.status();
-    let body: Value = answer.json().await.with_context(|| format!("{path}: the answer is not JSON"))?;
+    let body: Value = answer
+        .json()
+        .await
+        .with_context(|| format!("{path}: the answer is not JSON"))?;
     if !status.is_success() {
-        bail!("{path}: {status}: {}", body["status"]["user_message"].as_str().unwrap_or_default());
+        bail!(
+            "{path}: {status}: {}",
+            body["status"]["user_message"].as_str().unwrap_or_default()
+        );
     }
     Ok(body["data"].clone())
 }

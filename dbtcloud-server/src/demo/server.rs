@@ -33,7 +33,15 @@ impl Server {
     pub(super) async fn start(data: &Path) -> anyhow::Result<Self> {
         let program = std::env::current_exe()?;
         let output = Command::new(&program)
-            .args(["bootstrap", "--json", "--account", "Harbour", "--email", "demo@localhost", "--data-dir"])
+            .args([
+                "bootstrap",
+                "--json",
+                "--account",
+                "Harbour",
+                "--email",
+                "demo@localhost",
+                "--data-dir",
+            ])
             .arg(data)
             .output()?;
         if !output.status.success() {
@@ -53,7 +61,12 @@ impl Server {
             .stderr(file)
             .spawn()?;
         let url = format!("http://{listen}");
-        let mut server = Self { child: Some(child), url, token: bootstrap.token, account: bootstrap.account_id };
+        let mut server = Self {
+            child: Some(child),
+            url,
+            token: bootstrap.token,
+            account: bootstrap.account_id,
+        };
         server.ready(&log).await?;
         Ok(server)
     }
@@ -88,7 +101,9 @@ impl Server {
 
     /// Asks it to stop and waits for it.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
         Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
         let ended = async {
             while child.try_wait()?.is_none() {
@@ -96,7 +111,9 @@ impl Server {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(STOP_LIMIT, ended).await.context("the server did not stop")?
+        tokio::time::timeout(STOP_LIMIT, ended)
+            .await
+            .context("the server did not stop")?
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct View {
     total: u64,
     failed: usize,
     nodes: BTreeMap<String, Node>,
+    /// The step that generates documentation: it compiles every node once more, which is no result.
+    docs: Option<u64>,
 }
 
 fn text(value: &Value, key: &str) -> String {
@@ -38,17 +40,21 @@ impl View {
             total: 0,
             failed: 0,
             nodes: BTreeMap::new(),
+            docs: None,
         }
     }
 
     pub(super) fn take(&mut self, event: &str, data: &Value) {
         match event {
             "step" => {
-                let (name, status) = (text(data, "name"), text(data, "status"));
-                if status == "running" {
-                    (self.step, self.done, self.total) = (name, 0, 0);
-                } else {
-                    self.line(&format!("{name}: {status}"));
+                let (name, status) = (text(data, "name"), text(data, "status_humanized"));
+                if data["kind"] == "docs" {
+                    self.docs = data["index"].as_u64();
+                }
+                match status.as_str() {
+                    "Queued" => {}
+                    "Running" => (self.step, self.done, self.total) = (name, 0, 0),
+                    _ => self.line(&format!("{name}: {status}")),
                 }
             }
             "node" => self.node(data),
@@ -60,6 +66,9 @@ impl View {
     fn node(&mut self, data: &Value) {
         let status = text(data, "status");
         self.total = data["total"].as_u64().unwrap_or(self.total);
+        if data["step"].as_u64() == self.docs && self.docs.is_some() {
+            return;
+        }
         if status == "started" || status == "compiling" || status == "executing" {
             return;
         }
@@ -80,9 +89,21 @@ impl View {
         if !self.terminal {
             return;
         }
-        let of = if self.total > 0 { format!(" {}/{} nodes", self.done, self.total) } else { String::new() };
-        let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
-        print!("\r\x1b[2K  {:>5.1} s  {}{of}{failed}", self.began.elapsed().as_secs_f64(), self.step);
+        let of = if self.total > 0 {
+            format!(" {}/{} nodes", self.done, self.total)
+        } else {
+            String::new()
+        };
+        let failed = if self.failed > 0 {
+            format!(", {} failed", self.failed)
+        } else {
+            String::new()
+        };
+        print!(
+            "\r\x1b[2K  {:>5.1} s  {}{of}{failed}",
+            self.began.elapsed().as_secs_f64(),
+            self.step
+        );
         let _ = std::io::stdout().flush();
     }
 
@@ -112,7 +133,12 @@ impl View {
         let mut slow: Vec<&Node> = self.nodes.values().filter(|node| node.seconds.is_some()).collect();
         slow.sort_by(|a, b| b.seconds.unwrap_or(0.0).total_cmp(&a.seconds.unwrap_or(0.0)));
         if let Some(slowest) = slow.first() {
-            println!("  slowest: {} {} ({:.2} s)", slowest.kind, slowest.name, slowest.seconds.unwrap_or(0.0));
+            println!(
+                "  slowest: {} {} ({:.2} s)",
+                slowest.kind,
+                slowest.name,
+                slowest.seconds.unwrap_or(0.0)
+            );
         }
     }
 }

@@ -35,11 +35,16 @@ pub(crate) async fn list(call: Call) -> Answer {
         .map(|kept| kept.path.as_str().to_owned())
         .collect();
     let page = call.params.page()?;
-    Ok(envelope::whole(paths.into_iter().map(Value::from).collect(), call.params.extra(page)))
+    Ok(envelope::whole(
+        paths.into_iter().map(Value::from).collect(),
+        call.params.extra(page),
+    ))
 }
 
 fn path(call: &Call) -> Result<ArtifactPath, Fault> {
-    call.text("path").parse().map_err(|_| Fault::not_found(format!("artifact {} not found", call.text("path"))))
+    call.text("path")
+        .parse()
+        .map_err(|_| Fault::not_found(format!("artifact {} not found", call.text("path"))))
 }
 
 /// What a browser may do with a file. A run's files are its author's: nothing in them may run here.
@@ -56,7 +61,12 @@ fn content_type(path: &str) -> &'static str {
 async fn send(call: &Call, run: &Run, step: u32, path: ArtifactPath) -> Answer {
     let store = call.plane().artifacts()?;
     let missing = || Fault::not_found(format!("artifact {path} of run {} not found", run.id));
-    let key = ArtifactKey { account: call.account, run: run.id, area: Area::Step(step), path: path.clone() };
+    let key = ArtifactKey {
+        account: call.account,
+        run: run.id,
+        area: Area::Step(step),
+        path: path.clone(),
+    };
     let meta = store.stat(&key).await?.ok_or_else(missing)?;
     let stream = match store.open(&key, ByteRange::default()).await {
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(missing()),
@@ -65,7 +75,10 @@ async fn send(call: &Call, run: &Run, step: u32, path: ArtifactPath) -> Answer {
     let body = Body::from_stream(stream.map_err(|error| std::io::Error::other(error.to_string())));
     let mut response: Response = body.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(path.as_str())));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(content_type(path.as_str())),
+    );
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(meta.bytes));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
@@ -87,9 +100,21 @@ pub(crate) async fn of_run(call: Call) -> Answer {
 pub(crate) async fn of_job(call: Call) -> Answer {
     let job = fetch::<Job>(&call, call.id("id")?).await?;
     let path = path(&call)?;
-    let filter = RunFilter { job: Some(job.id), direction: Direction::Descending, ..RunFilter::default() };
-    let runs = call.plane().runs().list(call.account, &filter, Page::new(RUNS_LOOKED_THROUGH, 0)).await?;
-    for run in runs.items.iter().filter(|run| run.artifacts_saved || run.status.is_live()) {
+    let filter = RunFilter {
+        job: Some(job.id),
+        direction: Direction::Descending,
+        ..RunFilter::default()
+    };
+    let runs = call
+        .plane()
+        .runs()
+        .list(call.account, &filter, Page::new(RUNS_LOOKED_THROUGH, 0))
+        .await?;
+    for run in runs
+        .items
+        .iter()
+        .filter(|run| run.artifacts_saved || run.status.is_live())
+    {
         match call.plane().newest_step_with(run, path.as_str()).await {
             Ok(step) => return send(&call, run, step, path).await,
             Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -18,11 +18,19 @@ use crate::wire::fault::Fault;
 use crate::wire::{connection, credentials};
 
 /// Seals each secret with a context of its own: a sealed password cannot be passed off as a token.
-async fn seal(call: &Call, context: &str, secrets: &BTreeMap<String, String>) -> Result<BTreeMap<String, Sealed>, Fault> {
+async fn seal(
+    call: &Call,
+    context: &str,
+    secrets: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Sealed>, Fault> {
     let mut sealed = BTreeMap::new();
     for (field, text) in secrets {
         let context = format!("{context}.{field}");
-        let envelope = call.plane().vault()?.seal(&context, &Secret::new(text.as_str())).await?;
+        let envelope = call
+            .plane()
+            .vault()?
+            .seal(&context, &Secret::new(text.as_str()))
+            .await?;
         sealed.insert(field.clone(), envelope);
     }
     Ok(sealed)
@@ -62,7 +70,10 @@ impl Resource for Connection {
         let view = |record: &Record<Self>| {
             let mut view = connection::view(record, call.api);
             if call.text("id").is_empty() {
-                let count = uses.iter().filter(|environment| environment.connection == Some(record.id)).count();
+                let count = uses
+                    .iter()
+                    .filter(|environment| environment.connection == Some(record.id))
+                    .count();
                 view.insert("environment__count".to_owned(), count.into());
             }
             view.into()
@@ -77,7 +88,9 @@ impl Resource for Connection {
             return Ok(None);
         }
         Ok(Some(Box::new(move |record| {
-            version.as_ref().is_none_or(|version| record.adapter_version == *version)
+            version
+                .as_ref()
+                .is_none_or(|version| record.adapter_version == *version)
                 && home.is_none_or(|project| connection::home(record).is_none_or(|home| home == project))
         })))
     }
@@ -108,6 +121,9 @@ impl Resource for Credentials {
 
     async fn views(call: &Call, records: &[Record<Self>]) -> Result<Vec<Value>, Fault> {
         let detailed = call.params.include().has("adapter");
-        Ok(records.iter().map(|record| credentials::view(record, detailed, call.api).into()).collect())
+        Ok(records
+            .iter()
+            .map(|record| credentials::view(record, detailed, call.api).into())
+            .collect())
     }
 }

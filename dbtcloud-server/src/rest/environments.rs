@@ -40,13 +40,18 @@ impl Resource for Environment {
 
     async fn views(call: &Call, records: &[Record<Self>]) -> Result<Vec<Value>, Fault> {
         let include = call.params.include();
-        let mut views: Vec<_> = records.iter().map(|record| environment::view(record, call.api)).collect();
+        let mut views: Vec<_> = records
+            .iter()
+            .map(|record| environment::view(record, call.api))
+            .collect();
         if include.has("project") || include.has("repository") {
             let found = by_ids::<Project>(call, records.iter().map(|record| record.project.get())).await?;
             let ids = found.values().filter_map(|project| project.repository).map(i64::from);
             let repositories = by_ids::<Repository>(call, ids).await?;
             for (view, record) in views.iter_mut().zip(records) {
-                let Some(parent) = found.get(&record.project.get()) else { continue };
+                let Some(parent) = found.get(&record.project.get()) else {
+                    continue;
+                };
                 if include.has("project") {
                     view.insert("project".to_owned(), project::project(parent, call.api).into());
                 }
@@ -85,11 +90,18 @@ impl Resource for Environment {
         }
         if include.has("custom_environment_variables") {
             for (view, record) in views.iter_mut().zip(records) {
-                let query = Query::new(Kind::Variable, call.account).in_project(record.project).under(record.id.get());
+                let query = Query::new(Kind::Variable, call.account)
+                    .in_project(record.project)
+                    .under(record.id.get());
                 let found = all::<Variable>(call, &query).await?;
-                let own = found.iter().filter(|found| found.scope == Scope::Environment(record.id));
+                let own = found
+                    .iter()
+                    .filter(|found| found.scope == Scope::Environment(record.id));
                 let shown = own.map(|own| variable::view(own, call.api));
-                view.insert("custom_environment_variables".to_owned(), shown.map(Value::Object).collect());
+                view.insert(
+                    "custom_environment_variables".to_owned(),
+                    shown.map(Value::Object).collect(),
+                );
             }
         }
         Ok(views.into_iter().map(Value::Object).collect())
@@ -105,7 +117,11 @@ impl Resource for Environment {
             Some(_) => Some(EnvironmentKind::Deployment),
             None => None,
         };
-        let ranks = owned(params.list("deployment_type__in").or_else(|| params.list("deployment_type")));
+        let ranks = owned(
+            params
+                .list("deployment_type__in")
+                .or_else(|| params.list("deployment_type")),
+        );
         let versions = owned(params.list("dbt_version__in").or_else(|| params.list("dbt_version")));
         let credentials = params.int("credentials_id")?;
         let connection = params.int("connection_id")?;
@@ -115,8 +131,12 @@ impl Resource for Environment {
         Ok(Some(Box::new(move |record| {
             let rank = environment::deployment_type(record.deployment_type);
             kind.is_none_or(|kind| record.kind == kind)
-                && ranks.as_ref().is_none_or(|ranks| ranks.iter().any(|wanted| Some(wanted.as_str()) == rank))
-                && versions.as_ref().is_none_or(|versions| versions.contains(&record.dbt_version))
+                && ranks
+                    .as_ref()
+                    .is_none_or(|ranks| ranks.iter().any(|wanted| Some(wanted.as_str()) == rank))
+                && versions
+                    .as_ref()
+                    .is_none_or(|versions| versions.contains(&record.dbt_version))
                 && credentials.is_none_or(|id| record.credentials.map(i64::from) == Some(id))
                 && connection.is_none_or(|id| record.connection.map(i64::from) == Some(id))
         })))
@@ -128,7 +148,10 @@ impl Resource for ExtendedAttributes {
 
     fn blank(call: &Call, fields: &mut Fields) -> Result<Option<Self>, Fault> {
         fields.require::<Map<String, Value>>("extended_attributes");
-        Ok(call.project()?.map(|project| Self { project, fields: Map::new() }))
+        Ok(call.project()?.map(|project| Self {
+            project,
+            fields: Map::new(),
+        }))
     }
 
     async fn read(call: &Call, fields: &mut Fields, body: &mut Self) -> Result<(), Fault> {

@@ -29,7 +29,10 @@ impl Resource for Job {
         let project = fields.require::<ProjectId>("project_id");
         let environment = fields.require::<EnvironmentId>("environment_id");
         fields.check()?;
-        Ok(name.and(project).zip(environment).map(|(project, environment)| job::blank(project, environment)))
+        Ok(name
+            .and(project)
+            .zip(environment)
+            .map(|(project, environment)| job::blank(project, environment)))
     }
 
     async fn read(call: &Call, fields: &mut Fields, body: &mut Self) -> Result<(), Fault> {
@@ -67,7 +70,9 @@ impl Resource for Job {
         }
         if include.has("custom_environment_variables") {
             for (view, record) in views.iter_mut().zip(records) {
-                let query = Query::new(Kind::Variable, call.account).in_project(record.project).under(record.id.get());
+                let query = Query::new(Kind::Variable, call.account)
+                    .in_project(record.project)
+                    .under(record.id.get());
                 let found = all::<Variable>(call, &query).await?;
                 let own = found.iter().filter(|found| found.scope == Scope::Job(record.id));
                 let shown = own.map(|own| Value::Object(variable::view(own, call.api)));
@@ -112,9 +117,14 @@ impl Resource for Job {
             let kind = crate::wire::codes::job_type(record.job_type);
             system != Some(true)
                 && scheduled.is_none_or(|scheduled| record.triggers.schedule == scheduled)
-                && kinds.as_ref().is_none_or(|kinds| kinds.iter().any(|wanted| wanted == kind))
+                && kinds
+                    .as_ref()
+                    .is_none_or(|kinds| kinds.iter().any(|wanted| wanted == kind))
                 && versions.as_ref().is_none_or(|versions| {
-                    record.dbt_version.as_ref().is_some_and(|version| versions.contains(version))
+                    record
+                        .dbt_version
+                        .as_ref()
+                        .is_some_and(|version| versions.contains(version))
                 })
         })))
     }
@@ -131,7 +141,12 @@ impl Resource for Job {
 async fn newest_ended(call: &Call, job: JobId) -> Result<Option<Run>, Fault> {
     let filter = RunFilter {
         job: Some(job),
-        statuses: Some(RunStatus::ALL.into_iter().filter(|status| status.is_terminal()).collect()),
+        statuses: Some(
+            RunStatus::ALL
+                .into_iter()
+                .filter(|status| status.is_terminal())
+                .collect(),
+        ),
         direction: Direction::Descending,
         ..RunFilter::default()
     };

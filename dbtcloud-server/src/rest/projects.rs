@@ -35,7 +35,10 @@ impl Resource for Project {
 
     async fn views(call: &Call, records: &[Record<Self>]) -> Result<Vec<Value>, Fault> {
         let include = call.params.include();
-        let mut views: Vec<_> = records.iter().map(|record| project::project(record, call.api)).collect();
+        let mut views: Vec<_> = records
+            .iter()
+            .map(|record| project::project(record, call.api))
+            .collect();
         if include.has("repository") {
             let ids = records.iter().filter_map(|record| record.repository).map(i64::from);
             let found = by_ids::<Repository>(call, ids).await?;
@@ -75,7 +78,10 @@ impl Resource for Project {
             let found = by_ids::<Job>(call, ids).await?;
             for (view, record) in views.iter_mut().zip(records) {
                 let found = related(&record.body).and_then(|id| found.get(&id.get()));
-                view.insert(name.to_owned(), found.map(|found| job::view(found, None, call.now(), call.api)).into());
+                view.insert(
+                    name.to_owned(),
+                    found.map(|found| job::view(found, None, call.now(), call.api)).into(),
+                );
             }
         }
         Ok(views.into_iter().map(Value::Object).collect())
@@ -83,7 +89,11 @@ impl Resource for Project {
 }
 
 async fn seal(call: &Call, text: String) -> Result<Sealed, Fault> {
-    Ok(call.plane().vault()?.seal(context::REPOSITORY, &Secret::new(text)).await?)
+    Ok(call
+        .plane()
+        .vault()?
+        .seal(context::REPOSITORY, &Secret::new(text))
+        .await?)
 }
 
 impl Resource for Repository {
@@ -106,17 +116,29 @@ impl Resource for Repository {
             None => {}
             Some(NewAccess::Anonymous) => body.access = GitAccess::Anonymous,
             Some(NewAccess::Token { username, token }) => {
-                body.access = GitAccess::Token { username, token: seal(call, token).await? };
+                body.access = GitAccess::Token {
+                    username,
+                    token: seal(call, token).await?,
+                };
             }
-            Some(NewAccess::DeployKey { public_key, private_key }) => {
-                body.access = GitAccess::DeployKey { public_key, private_key: seal(call, private_key).await? };
+            Some(NewAccess::DeployKey {
+                public_key,
+                private_key,
+            }) => {
+                body.access = GitAccess::DeployKey {
+                    public_key,
+                    private_key: seal(call, private_key).await?,
+                };
             }
         }
         Ok(())
     }
 
     async fn views(call: &Call, records: &[Record<Self>]) -> Result<Vec<Value>, Fault> {
-        Ok(records.iter().map(|record| project::repository(record, call.api).into()).collect())
+        Ok(records
+            .iter()
+            .map(|record| project::repository(record, call.api).into())
+            .collect())
     }
 
     fn filter(call: &Call) -> Result<Option<Filter<Self>>, Fault> {

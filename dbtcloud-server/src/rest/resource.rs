@@ -44,7 +44,9 @@ pub(crate) trait Resource: Entity<Id: Into<i64>> + Clone + 'static {
 
     /// Whether a record is the one that the path means, beyond its id.
     fn belongs(call: &Call, record: &Record<Self>) -> Result<bool, Fault> {
-        Ok(call.project()?.is_none_or(|project| record.body.project() == Some(project)))
+        Ok(call
+            .project()?
+            .is_none_or(|project| record.body.project() == Some(project)))
     }
 
     /// Stores a new one.
@@ -60,7 +62,11 @@ pub(crate) trait Resource: Entity<Id: Into<i64>> + Clone + 'static {
 
 /// The project by which rights on a record are decided: a project's own is itself.
 fn scope<T: Resource>(record: &Record<T>) -> Option<ProjectId> {
-    if T::KIND == Kind::Project { Some(ProjectId::new(record.id.into())) } else { record.body.project() }
+    if T::KIND == Kind::Project {
+        Some(ProjectId::new(record.id.into()))
+    } else {
+        record.body.project()
+    }
 }
 
 /// The record of an id, if it may be read and is the one that the path means.
@@ -114,7 +120,11 @@ pub(crate) async fn all<T: Entity>(call: &Call, query: &Query) -> Result<Vec<Rec
     let mut records: Vec<Record<T>> = Vec::new();
     loop {
         let offset = u32::try_from(records.len()).unwrap_or(u32::MAX);
-        let page = call.plane().catalog().page::<T>(query, Page::new(PAGE_LIMIT, offset)).await?;
+        let page = call
+            .plane()
+            .catalog()
+            .page::<T>(query, Page::new(PAGE_LIMIT, offset))
+            .await?;
         let (got, total) = (page.items.len(), page.total);
         records.extend(page.items);
         if got == 0 || records.len() as u64 >= total || records.len() >= SCAN_LIMIT {
@@ -147,9 +157,17 @@ async fn page<T: Resource>(call: &Call, query: &Query, page: Page) -> Result<Pag
     let Some(filter) = T::filter(call)? else {
         return Ok(call.plane().catalog().page(query, page).await?);
     };
-    let kept: Vec<Record<T>> = all::<T>(call, query).await?.into_iter().filter(|record| filter(record)).collect();
+    let kept: Vec<Record<T>> = all::<T>(call, query)
+        .await?
+        .into_iter()
+        .filter(|record| filter(record))
+        .collect();
     let total = kept.len() as u64;
-    let items = kept.into_iter().skip(page.offset() as usize).take(page.limit() as usize).collect();
+    let items = kept
+        .into_iter()
+        .skip(page.offset() as usize)
+        .take(page.limit() as usize)
+        .collect();
     Ok(Paged { items, total })
 }
 
@@ -234,11 +252,17 @@ pub(crate) async fn check_reference<T: Entity>(
     project: Option<ProjectId>,
 ) -> Result<(), Fault> {
     let Some(id) = id.map(Into::into) else { return Ok(()) };
-    let expected = || Fault::field(field, format!("expected the id of {} of this account, got {id}", T::KIND.noun()));
+    let expected = || {
+        Fault::field(
+            field,
+            format!("expected the id of {} of this account, got {id}", T::KIND.noun()),
+        )
+    };
     match call.plane().catalog().fetch::<T>(call.account, id).await {
-        Ok(record) if project.is_some() && record.body.project() != project => {
-            Err(Fault::field(field, format!("expected {} of the same project, got {id}", T::KIND.noun())))
-        }
+        Ok(record) if project.is_some() && record.body.project() != project => Err(Fault::field(
+            field,
+            format!("expected {} of the same project, got {id}", T::KIND.noun()),
+        )),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(expected()),
         Err(error) => Err(error.into()),

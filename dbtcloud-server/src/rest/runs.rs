@@ -27,7 +27,12 @@ use crate::wire::{codes, envelope, environment, job, project, trigger};
 const CANCELLED_BY: &str = "user";
 
 fn shown<'a>(call: &'a Call) -> Shown<'a> {
-    Shown { base: &call.base, now: call.now(), blocked_by: Vec::new(), retry: Err(()) }
+    Shown {
+        base: &call.base,
+        now: call.now(),
+        blocked_by: Vec::new(),
+        retry: Err(()),
+    }
 }
 
 /// A run without anything that would have to be looked up.
@@ -54,12 +59,17 @@ pub(crate) async fn fetch_run(call: &Call) -> Result<Run, Fault> {
 }
 
 fn statuses(params: &Params) -> Result<Option<Vec<RunStatus>>, Fault> {
-    let Some(numbers) = params.one_of(&["status"])? else { return Ok(None) };
+    let Some(numbers) = params.one_of(&["status"])? else {
+        return Ok(None);
+    };
     let mut statuses = Vec::new();
     for number in numbers {
         let found = codes::run_statuses(number);
         if found.is_empty() {
-            return Err(Fault::field("status", format!("expected 1, 2, 3, 10, 20 or 30, got {number}")));
+            return Err(Fault::field(
+                "status",
+                format!("expected 1, 2, 3, 10, 20 or 30, got {number}"),
+            ));
         }
         statuses.extend(found);
     }
@@ -68,8 +78,9 @@ fn statuses(params: &Params) -> Result<Option<Vec<RunStatus>>, Fault> {
 
 fn filter(call: &Call) -> Result<RunFilter, Fault> {
     let params = &call.params;
-    let mut projects: Option<Vec<ProjectId>> =
-        params.one_of(&["project_id"])?.map(|ids| ids.into_iter().map(ProjectId::new).collect());
+    let mut projects: Option<Vec<ProjectId>> = params
+        .one_of(&["project_id"])?
+        .map(|ids| ids.into_iter().map(ProjectId::new).collect());
     if let Some(readable) = call.who.readable_projects() {
         projects = Some(match projects {
             Some(asked) => asked.into_iter().filter(|id| readable.contains(id)).collect(),
@@ -88,7 +99,9 @@ fn filter(call: &Call) -> Result<RunFilter, Fault> {
         environment: params.int("environment_id")?.map(EnvironmentId::new),
         job: job.map(JobId::new),
         statuses: statuses(params)?,
-        ids: params.one_of(&["id", "pk"])?.map(|ids| ids.into_iter().map(RunId::new).collect()),
+        ids: params
+            .one_of(&["id", "pk"])?
+            .map(|ids| ids.into_iter().map(RunId::new).collect()),
         id_above: params.int("id__gt")?.or(params.int("pk__gt")?).map(RunId::new),
         created_within: params.range("created_at__range")?,
         finished_within: params.range("finished_at__range")?,
@@ -109,11 +122,23 @@ async fn blockers(call: &Call, runs: &[Run]) -> Result<BTreeMap<RunId, Vec<RunId
         statuses: Some(RunStatus::ALL.into_iter().filter(|status| status.is_live()).collect()),
         ..RunFilter::default()
     };
-    let live = call.plane().runs().list(call.account, &filter, Page::default()).await?.items;
-    let slots = call.plane().catalog().fetch::<Account>(call.account, call.account).await?.run_slots as usize;
+    let live = call
+        .plane()
+        .runs()
+        .list(call.account, &filter, Page::default())
+        .await?
+        .items;
+    let slots = call
+        .plane()
+        .catalog()
+        .fetch::<Account>(call.account, call.account)
+        .await?
+        .run_slots as usize;
     let holders: Vec<RunId> = live.iter().filter(|run| run.new.takes_slot).map(|run| run.id).collect();
     let blocked = queued().map(|run| {
-        let same = live.iter().filter(|other| run.new.exclusive && other.new.exclusive && other.new.job == run.new.job);
+        let same = live
+            .iter()
+            .filter(|other| run.new.exclusive && other.new.exclusive && other.new.job == run.new.job);
         let mut waits: Vec<RunId> = same.map(|other| other.id).collect();
         if waits.is_empty() && run.new.takes_slot && holders.len() >= slots {
             waits.clone_from(&holders);
@@ -131,7 +156,13 @@ async fn views(call: &Call, runs: &[Run]) -> Result<Vec<Map<String, Value>>, Fau
         .iter()
         .map(|run| {
             let blocked_by = blocked.remove(&run.id).unwrap_or_default();
-            view(run, &Shown { blocked_by, ..shown(call) })
+            view(
+                run,
+                &Shown {
+                    blocked_by,
+                    ..shown(call)
+                },
+            )
         })
         .collect();
     if include.has("trigger") {
@@ -157,11 +188,16 @@ async fn views(call: &Call, runs: &[Run]) -> Result<Vec<Map<String, Value>>, Fau
     }
     if include.has("repository") {
         let projects = by_ids::<Project>(call, runs.iter().map(|run| run.new.project.get())).await?;
-        let ids = projects.values().filter_map(|project| project.repository).map(i64::from);
+        let ids = projects
+            .values()
+            .filter_map(|project| project.repository)
+            .map(i64::from);
         let found = by_ids::<Repository>(call, ids).await?;
         for (view, run) in views.iter_mut().zip(runs) {
             let parent = projects.get(&run.new.project.get());
-            let related = parent.and_then(|parent| parent.repository).and_then(|id| found.get(&id.get()));
+            let related = parent
+                .and_then(|parent| parent.repository)
+                .and_then(|id| found.get(&id.get()));
             let shown = related.map(|related| project::repository(related, call.api));
             view.insert("repository".to_owned(), shown.into());
         }
@@ -177,7 +213,11 @@ async fn views(call: &Call, runs: &[Run]) -> Result<Vec<Map<String, Value>>, Fau
 pub(crate) async fn list(call: Call) -> Answer {
     let page = call.params.page()?;
     let found = call.plane().runs().list(call.account, &filter(&call)?, page).await?;
-    let views = views(&call, &found.items).await?.into_iter().map(Value::Object).collect();
+    let views = views(&call, &found.items)
+        .await?
+        .into_iter()
+        .map(Value::Object)
+        .collect();
     Ok(envelope::list(views, found.total, call.params.extra(page)))
 }
 
@@ -193,7 +233,10 @@ async fn full_view(call: &Call, run: &Run) -> Result<Map<String, Value>, Fault> 
         Err(error) => return Err(error.into()),
     };
     view.insert("can_retry".to_owned(), retry.is_none().into());
-    view.insert("retry_not_supported_reason".to_owned(), retry.map(codes::not_retryable).into());
+    view.insert(
+        "retry_not_supported_reason".to_owned(),
+        retry.map(codes::not_retryable).into(),
+    );
     if include.has("run_steps") || include.has("debug_logs") {
         let steps = steps::of_run(call, run, include.has("debug_logs")).await?;
         view.insert("run_steps".to_owned(), Value::Array(steps));
@@ -221,7 +264,9 @@ pub(crate) async fn cancel(call: Call, _: Body) -> Answer {
 pub(crate) async fn failure(call: Call) -> Answer {
     let run = fetch_run(&call).await?;
     let steps = call.plane().runs().steps(call.account, run.id).await?;
-    let failed = steps.iter().find(|step| step.state.status == StepStatus::Error && step.state.kind.decides());
+    let failed = steps
+        .iter()
+        .find(|step| step.state.status == StepStatus::Error && step.state.kind.decides());
     let skipped = steps.iter().filter(|step| step.state.status == StepStatus::Skipped);
     Ok(envelope::ok(json!({
         "failed_step": failed.map(|step| step.state.name.as_str()),
@@ -233,7 +278,9 @@ pub(crate) async fn failure(call: Call) -> Answer {
 pub(crate) async fn retry(call: Call, Body(mut fields): Body) -> Answer {
     let run = fetch_run(&call).await?;
     call.demand(Right::Run, Some(run.new.project))?;
-    let cause = fields.take::<String>("cause").unwrap_or_else(|| format!("Retry of run {}", run.id));
+    let cause = fields
+        .take::<String>("cause")
+        .unwrap_or_else(|| format!("Retry of run {}", run.id));
     fields.check()?;
     if let Some(reason) = call.plane().not_retryable(&run).await? {
         return Err(Fault::field("retry_not_supported_reason", codes::not_retryable(reason)));
@@ -241,4 +288,3 @@ pub(crate) async fn retry(call: Call, Body(mut fields): Body) -> Answer {
     let run = call.plane().retry(call.account, run.id, &cause).await?;
     Ok(envelope::ok(full_view(&call, &run).await?))
 }
-

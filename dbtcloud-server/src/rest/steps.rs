@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::auth::Right;
 use crate::call::{Answer, Call};
+use crate::wire::envelope;
 use crate::wire::fault::Fault;
 use crate::wire::step::{DEBUG_LINES, StepLogs, last_lines, view};
-use crate::wire::envelope;
 
 /// The most of one log that a run shows beside its steps; a step by itself shows more.
 const BESIDE_LIMIT_BYTES: u32 = LOG_READ_LIMIT_BYTES;
@@ -26,9 +26,16 @@ fn left_out(bytes: u64) -> String {
 
 /// The end of a step's log, or all of it when it is short enough.
 async fn console_tail(call: &Call, step: &RunStep) -> Result<String, Fault> {
-    let page = call.plane().step_log_tail(call.account, step, BESIDE_LIMIT_BYTES).await?;
+    let page = call
+        .plane()
+        .step_log_tail(call.account, step, BESIDE_LIMIT_BYTES)
+        .await?;
     let text = String::from_utf8_lossy(&page.bytes);
-    Ok(if page.offset == 0 { text.into_owned() } else { left_out(page.offset) + &text })
+    Ok(if page.offset == 0 {
+        text.into_owned()
+    } else {
+        left_out(page.offset) + &text
+    })
 }
 
 async fn console_whole(call: &Call, step: &RunStep) -> Result<String, Fault> {
@@ -45,7 +52,11 @@ async fn console_whole(call: &Call, step: &RunStep) -> Result<String, Fault> {
 
 /// The end of a step's debug log: at most `limit` bytes. A store that cannot be asked has none.
 async fn debug(call: &Call, step: &RunStep, limit: u32) -> Result<Option<String>, Fault> {
-    match call.plane().debug_log_tail(call.account, step.run, step.state.index, limit).await {
+    match call
+        .plane()
+        .debug_log_tail(call.account, step.run, step.state.index, limit)
+        .await
+    {
         Ok(bytes) => Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::Unavailable => Ok(None),
         Err(error) => Err(error.into()),
@@ -58,7 +69,10 @@ pub(crate) async fn of_run(call: &Call, run: &Run, debug_logs: bool) -> Result<V
     let now = call.now();
     let mut views = Vec::new();
     for step in call.plane().runs().steps(call.account, run.id).await? {
-        let mut logs = StepLogs { console: console_tail(call, &step).await?, ..StepLogs::default() };
+        let mut logs = StepLogs {
+            console: console_tail(call, &step).await?,
+            ..StepLogs::default()
+        };
         if debug_logs {
             logs.debug = debug(call, &step, LOG_READ_LIMIT_BYTES).await?;
         } else if run.status.is_terminal() {
@@ -78,10 +92,17 @@ pub(crate) async fn get(call: Call) -> Answer {
         return Err(Fault::not_found(format!("step {id} not found")));
     }
     let whole = call.params.include().has("debug_logs");
-    let debug_log = debug(&call, &step, if whole { LOG_READ_LIMIT_BYTES } else { DEBUG_TAIL_BYTES }).await?;
+    let debug_log = debug(
+        &call,
+        &step,
+        if whole { LOG_READ_LIMIT_BYTES } else { DEBUG_TAIL_BYTES },
+    )
+    .await?;
     let logs = StepLogs {
         console: console_whole(&call, &step).await?,
-        debug_tail: debug_log.as_deref().map(|text| last_lines(text, DEBUG_LINES).to_owned()),
+        debug_tail: debug_log
+            .as_deref()
+            .map(|text| last_lines(text, DEBUG_LINES).to_owned()),
         debug: debug_log.filter(|_| whole),
     };
     Ok(envelope::ok(view(&step, call.account, &logs, call.now())))

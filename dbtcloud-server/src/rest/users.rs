@@ -25,7 +25,10 @@ impl Resource for User {
     }
 
     async fn views(call: &Call, records: &[Record<Self>]) -> Result<Vec<Value>, Fault> {
-        Ok(records.iter().map(|record| user::view(record, call.api).into()).collect())
+        Ok(records
+            .iter()
+            .map(|record| user::view(record, call.api).into())
+            .collect())
     }
 }
 
@@ -43,7 +46,11 @@ pub(crate) async fn whoami(call: Call) -> Answer {
         }
         Actor::Service(_) => Value::Null,
     };
-    let home = call.plane().catalog().fetch::<Account>(call.account, call.account).await?;
+    let home = call
+        .plane()
+        .catalog()
+        .fetch::<Account>(call.account, call.account)
+        .await?;
     let token = match call.who.actor {
         Actor::User(_) => Value::Null,
         Actor::Service(id) => json!({ "id": id.get(), "name": call.who.name }),

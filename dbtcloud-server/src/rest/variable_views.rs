@@ -34,7 +34,12 @@ pub(crate) async fn by_environment(call: Call) -> Answer {
     let project = project_of(&call, Right::Read).await?;
     let query = Query::new(Kind::Environment, call.account).in_project(project);
     let environments = all::<Environment>(&call, &query).await?;
-    let name_of = |id: EnvironmentId| environments.iter().find(|record| record.id == id).map(|record| record.name.clone());
+    let name_of = |id: EnvironmentId| {
+        environments
+            .iter()
+            .find(|record| record.id == id)
+            .map(|record| record.name.clone())
+    };
     let variables = grouped(&of_project(&call, project, None).await?, |scope| match scope {
         Scope::Project => Some("project".to_owned()),
         Scope::Environment(id) => name_of(id),
@@ -80,7 +85,9 @@ pub(crate) async fn by_user(call: Call) -> Answer {
     }
     let query = Query::new(Kind::Environment, call.account).in_project(project);
     let environments = all::<Environment>(&call, &query).await?;
-    let development = environments.iter().find(|record| record.kind == EnvironmentKind::Development);
+    let development = environments
+        .iter()
+        .find(|record| record.kind == EnvironmentKind::Development);
     let label = narrowed(development.map(|record| record.id), Scope::User(user), "user");
     Ok(envelope::ok(grouped(&of_project(&call, project, None).await?, label)))
 }

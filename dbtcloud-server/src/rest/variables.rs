@@ -28,11 +28,20 @@ async fn held(call: &Call, name: &str, value: String) -> Result<Held, Fault> {
     if !variable::is_secret(name) {
         return Ok(Held::Plain(value));
     }
-    Ok(Held::Sealed(call.plane().vault()?.seal(context::VARIABLE, &Secret::new(value)).await?))
+    Ok(Held::Sealed(
+        call.plane()
+            .vault()?
+            .seal(context::VARIABLE, &Secret::new(value))
+            .await?,
+    ))
 }
 
 /// Variables of the path's project, with this name if one is given.
-pub(crate) async fn of_project(call: &Call, project: ProjectId, name: Option<&str>) -> Result<Vec<Record<Variable>>, Fault> {
+pub(crate) async fn of_project(
+    call: &Call,
+    project: ProjectId,
+    name: Option<&str>,
+) -> Result<Vec<Record<Variable>>, Fault> {
     let mut query = Query::new(Kind::Variable, call.account).in_project(project);
     query.name = name.map(ToOwned::to_owned);
     all(call, &query).await
@@ -58,7 +67,12 @@ impl Resource for Variable {
         fields.check()?;
         let value = Held::Plain(String::new());
         Ok(match (call.project()?, name, scope) {
-            (Some(project), Some(name), Some(scope)) => Some(Self { project, name, scope, value }),
+            (Some(project), Some(name), Some(scope)) => Some(Self {
+                project,
+                name,
+                scope,
+                value,
+            }),
             _ => None,
         })
     }
@@ -92,7 +106,11 @@ impl Resource for Variable {
         let mut query = Query::new(Kind::Variable, call.account).in_project(body.project);
         query.name = Some(body.name.clone());
         query.parent = dbtcloud_core::catalog::Entity::parent(body);
-        let same = call.plane().catalog().page::<Self>(&query, dbtcloud_core::Page::default()).await?;
+        let same = call
+            .plane()
+            .catalog()
+            .page::<Self>(&query, dbtcloud_core::Page::default())
+            .await?;
         match same.items.into_iter().find(|record| record.scope == body.scope) {
             Some(mut record) => {
                 record.body.value = body.value.clone();
@@ -107,8 +125,10 @@ impl Resource for Variable {
 async fn scopes(call: &Call, project: ProjectId) -> Result<BTreeMap<String, Scope>, Fault> {
     let query = Query::new(Kind::Environment, call.account).in_project(project);
     let environments = all::<Environment>(call, &query).await?;
-    let mut scopes: BTreeMap<String, Scope> =
-        environments.into_iter().map(|record| (record.name.clone(), Scope::Environment(record.id))).collect();
+    let mut scopes: BTreeMap<String, Scope> = environments
+        .into_iter()
+        .map(|record| (record.name.clone(), Scope::Environment(record.id)))
+        .collect();
     scopes.insert("project".to_owned(), Scope::Project);
     Ok(scopes)
 }
@@ -123,7 +143,10 @@ async fn write(
 ) -> Result<(Vec<i64>, Vec<i64>), Fault> {
     variable::validate(new_name, "")?;
     if variable::is_secret(name) != variable::is_secret(new_name) {
-        return Err(Fault::field("new_name", "expected a name that is secret if the old one is, and only then"));
+        return Err(Fault::field(
+            "new_name",
+            "expected a name that is secret if the old one is, and only then",
+        ));
     }
     let scopes = scopes(call, project).await?;
     let existing = of_project(call, project, Some(name)).await?;
@@ -168,8 +191,20 @@ async fn write(
             }
             (None, Some(value)) => {
                 let value = held(call, new_name, value).await?;
-                let body = Variable { project, name: new_name.to_owned(), scope, value };
-                made.push(call.plane().catalog().create(call.account, &body, call.now()).await?.id.get());
+                let body = Variable {
+                    project,
+                    name: new_name.to_owned(),
+                    scope,
+                    value,
+                };
+                made.push(
+                    call.plane()
+                        .catalog()
+                        .create(call.account, &body, call.now())
+                        .await?
+                        .id
+                        .get(),
+                );
             }
         }
     }
@@ -198,12 +233,19 @@ pub(crate) async fn bulk_create(call: Call, Body(mut fields): Body) -> Answer {
     let values = fields.require::<Map<String, Value>>("env_var");
     fields.check()?;
     let values = values.unwrap_or_default();
-    let Some(name) = values.get("new_name").or_else(|| values.get("name")).and_then(Value::as_str).map(ToOwned::to_owned)
+    let Some(name) = values
+        .get("new_name")
+        .or_else(|| values.get("name"))
+        .and_then(Value::as_str)
+        .map(ToOwned::to_owned)
     else {
         return Err(Fault::field("env_var.new_name", "This field is required."));
     };
     if !of_project(&call, project, Some(&name)).await?.is_empty() {
-        return Err(Fault::field("env_var.new_name", format!("{name} exists already; change it with PUT")));
+        return Err(Fault::field(
+            "env_var.new_name",
+            format!("{name} exists already; change it with PUT"),
+        ));
     }
     let (made, removed) = write(&call, project, &name, &name, values).await?;
     Ok(done(&made, &removed))
@@ -219,7 +261,11 @@ pub(crate) async fn bulk_update(call: Call, Body(mut fields): Body) -> Answer {
     let Some(name) = values.get("name").and_then(Value::as_str).map(ToOwned::to_owned) else {
         return Err(Fault::field(&format!("{at}.name"), "This field is required."));
     };
-    let new_name = values.get("new_name").and_then(Value::as_str).unwrap_or(&name).to_owned();
+    let new_name = values
+        .get("new_name")
+        .and_then(Value::as_str)
+        .unwrap_or(&name)
+        .to_owned();
     let (made, removed) = write(&call, project, &name, &new_name, values).await?;
     Ok(done(&made, &removed))
 }

@@ -86,7 +86,15 @@ macro_rules! ids_from_wire {
     )+};
 }
 ids_from_wire!(
-    AccountId, ConnectionId, CredentialsId, EnvironmentId, ExtendedAttributesId, JobId, ProjectId, RepositoryId, UserId
+    AccountId,
+    ConnectionId,
+    CredentialsId,
+    EnvironmentId,
+    ExtendedAttributesId,
+    JobId,
+    ProjectId,
+    RepositoryId,
+    UserId
 );
 
 /// A JSON object that is being read.
@@ -98,12 +106,17 @@ pub(crate) struct Fields {
 
 impl Fields {
     pub(crate) fn new(map: Map<String, Value>) -> Self {
-        Self { map, faults: Map::new() }
+        Self {
+            map,
+            faults: Map::new(),
+        }
     }
 
     /// Notes that a field cannot be what it is.
     pub(crate) fn reject(&mut self, name: &str, expected: impl std::fmt::Display) {
-        self.faults.entry(name.to_owned()).or_insert_with(|| expected.to_string().into());
+        self.faults
+            .entry(name.to_owned())
+            .or_insert_with(|| expected.to_string().into());
     }
 
     /// The raw value; `None` when absent.
@@ -193,7 +206,11 @@ impl Fields {
 
     /// The faults, if there are any.
     pub(crate) fn check(&self) -> Result<(), Fault> {
-        if self.faults.is_empty() { Ok(()) } else { Err(Fault::fields(self.faults.clone())) }
+        if self.faults.is_empty() {
+            Ok(())
+        } else {
+            Err(Fault::fields(self.faults.clone()))
+        }
     }
 }
 

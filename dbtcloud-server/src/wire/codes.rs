@@ -18,12 +18,30 @@ pub(crate) struct Code {
     pub(crate) word: &'static str,
 }
 
-const QUEUED: Code = Code { number: 1, word: "Queued" };
-const STARTING: Code = Code { number: 2, word: "Starting" };
-const RUNNING: Code = Code { number: 3, word: "Running" };
-const SUCCESS: Code = Code { number: 10, word: "Success" };
-const ERROR: Code = Code { number: 20, word: "Error" };
-const CANCELLED: Code = Code { number: 30, word: "Cancelled" };
+const QUEUED: Code = Code {
+    number: 1,
+    word: "Queued",
+};
+const STARTING: Code = Code {
+    number: 2,
+    word: "Starting",
+};
+const RUNNING: Code = Code {
+    number: 3,
+    word: "Running",
+};
+const SUCCESS: Code = Code {
+    number: 10,
+    word: "Success",
+};
+const ERROR: Code = Code {
+    number: 20,
+    word: "Error",
+};
+const CANCELLED: Code = Code {
+    number: 30,
+    word: "Cancelled",
+};
 
 /// The code of a run. The wire knows no warning and no cancelling: they are 10 and 3.
 pub(crate) const fn run(status: RunStatus) -> Code {
@@ -50,7 +68,10 @@ pub(crate) const fn step(status: StepStatus) -> Code {
 
 /// The statuses that a number stands for; none for a number that is not a status.
 pub(crate) fn run_statuses(number: i64) -> Vec<RunStatus> {
-    RunStatus::ALL.into_iter().filter(|status| run(*status).number == number).collect()
+    RunStatus::ALL
+        .into_iter()
+        .filter(|status| run(*status).number == number)
+        .collect()
 }
 
 /// The outcomes that a number stands for in a job's completion trigger.
@@ -112,7 +133,10 @@ mod tests {
 
     #[test]
     fn the_six_codes_and_their_words() {
-        let codes: Vec<_> = RunStatus::ALL.into_iter().map(|status| (run(status).number, run(status).word)).collect();
+        let codes: Vec<_> = RunStatus::ALL
+            .into_iter()
+            .map(|status| (run(status).number, run(status).word))
+            .collect();
         assert_eq!(
             codes,
             [

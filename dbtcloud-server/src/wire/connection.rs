@@ -42,7 +42,10 @@ const ADAPTER_VERSIONS: [&str; 15] = [
 /// The adapter of an `adapter_version`: its name without the version.
 pub(crate) fn adapter_of(adapter_version: &str) -> Option<&str> {
     let known = ADAPTER_VERSIONS.contains(&adapter_version);
-    adapter_version.rsplit_once("_v").map(|(adapter, _)| adapter).filter(|_| known)
+    adapter_version
+        .rsplit_once("_v")
+        .map(|(adapter, _)| adapter)
+        .filter(|_| known)
 }
 
 pub(crate) fn expected_adapter() -> String {
@@ -53,18 +56,29 @@ pub(crate) fn expected_adapter() -> String {
 fn renames(adapter: &str) -> &'static [(&'static str, &'static str)] {
     match adapter {
         "postgres" | "redshift" => &[("hostname", "host")],
-        "bigquery" => &[("project_id", "project"), ("timeout_seconds", "job_execution_timeout_seconds")],
+        "bigquery" => &[
+            ("project_id", "project"),
+            ("timeout_seconds", "job_execution_timeout_seconds"),
+        ],
         "fabric" | "synapse" => &[("server", "host")],
         _ => &[],
     }
 }
 
 fn to_profile(adapter: &str, name: &str) -> String {
-    renames(adapter).iter().find(|(wire, _)| *wire == name).map_or(name, |(_, profile)| profile).to_owned()
+    renames(adapter)
+        .iter()
+        .find(|(wire, _)| *wire == name)
+        .map_or(name, |(_, profile)| profile)
+        .to_owned()
 }
 
 fn to_wire(adapter: &str, name: &str) -> String {
-    renames(adapter).iter().find(|(_, profile)| *profile == name).map_or(name, |(wire, _)| wire).to_owned()
+    renames(adapter)
+        .iter()
+        .find(|(_, profile)| *profile == name)
+        .map_or(name, |(wire, _)| wire)
+        .to_owned()
 }
 
 /// A connection of no adapter, to read a request into.
@@ -95,7 +109,10 @@ pub(crate) fn read(fields: &mut Fields, connection: &mut Connection) -> Split {
             connection.adapter = adapter.to_owned();
             connection.adapter_version = version;
         }
-        Some(_) => fields.reject("adapter_version", "expected the adapter that the connection was made with"),
+        Some(_) => fields.reject(
+            "adapter_version",
+            "expected the adapter that the connection was made with",
+        ),
         None => fields.reject("adapter_version", expected_adapter()),
     }
     extras::read(fields, EXTRAS, &mut connection.extras);
@@ -115,7 +132,11 @@ pub(crate) fn read(fields: &mut Fields, connection: &mut Connection) -> Split {
 
 /// The non-secret fields under the names of the wire.
 fn config(connection: &Connection) -> Map<String, Value> {
-    connection.config.iter().map(|(name, value)| (to_wire(&connection.adapter, name), value.clone())).collect()
+    connection
+        .config
+        .iter()
+        .map(|(name, value)| (to_wire(&connection.adapter, name), value.clone()))
+        .collect()
 }
 
 /// Notes the project that a connection was made for.

@@ -97,7 +97,11 @@ pub(crate) fn read(fields: &mut Fields, credentials: &mut Credentials) -> Split 
     let adapter = credentials.adapter.clone();
     let mut sent = Map::new();
     if let Some(details) = fields.take::<Map<String, Value>>("credential_details") {
-        let detailed = details.get("fields").and_then(Value::as_object).cloned().unwrap_or(details);
+        let detailed = details
+            .get("fields")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or(details);
         for (name, value) in detailed {
             let value = match value {
                 Value::Object(mut field) => field.remove("value").unwrap_or(Value::Null),
@@ -120,13 +124,22 @@ pub(crate) fn read(fields: &mut Fields, credentials: &mut Credentials) -> Split 
     if let Some(Value::String(target)) = sent.remove("target_name") {
         credentials.target_name = Some(target).filter(|target| !target.is_empty());
     }
-    let to_profile =
-        |name: &str| renames(&adapter).iter().find(|(wire, _)| *wire == name).map_or(name, |(_, own)| own).to_owned();
+    let to_profile = |name: &str| {
+        renames(&adapter)
+            .iter()
+            .find(|(wire, _)| *wire == name)
+            .map_or(name, |(_, own)| own)
+            .to_owned()
+    };
     Split::sort(&adapter, sent, to_profile, "credential_details", fields)
 }
 
 fn to_wire(adapter: &str, name: &str) -> String {
-    renames(adapter).iter().find(|(_, own)| *own == name).map_or(name, |(wire, _)| wire).to_owned()
+    renames(adapter)
+        .iter()
+        .find(|(_, own)| *own == name)
+        .map_or(name, |(wire, _)| wire)
+        .to_owned()
 }
 
 /// Credentials, secrets masked. `detailed` adds what clients ask for with `include_related=[adapter]`.
@@ -183,7 +196,10 @@ pub(crate) fn view(record: &Record<Credentials>, detailed: bool, api: Api) -> Ma
             details.insert("schema".to_owned(), json!({ "metadata": metadata, "value": schema }));
             values.insert("schema".to_owned(), schema.as_str().into());
         }
-        view.insert("credential_details".to_owned(), json!({ "fields": details, "field_order": [] }));
+        view.insert(
+            "credential_details".to_owned(),
+            json!({ "fields": details, "field_order": [] }),
+        );
         view.insert("unencrypted_credential_details".to_owned(), Value::Object(values));
     }
     view

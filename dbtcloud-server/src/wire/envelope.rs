@@ -6,8 +6,6 @@ use axum::response::{IntoResponse, Response};
 use dbtcloud_core::Page;
 use serde_json::{Map, Value, json};
 
-
-
 /// The `status` block.
 pub(crate) fn status(code: StatusCode, user_message: &str, developer_message: &str) -> Value {
     json!({
@@ -20,7 +18,11 @@ pub(crate) fn status(code: StatusCode, user_message: &str, developer_message: &s
 
 /// One object.
 pub(crate) fn one(code: StatusCode, data: impl Into<Value>) -> Response {
-    (code, Json(json!({ "status": status(code, "Success!", ""), "data": data.into() }))).into_response()
+    (
+        code,
+        Json(json!({ "status": status(code, "Success!", ""), "data": data.into() })),
+    )
+        .into_response()
 }
 
 /// One object that was read, changed or deleted. A deletion answers so too: clients parse its body.

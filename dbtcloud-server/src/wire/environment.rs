@@ -81,7 +81,11 @@ pub(crate) fn read(fields: &mut Fields, environment: &mut Environment) {
     if environment.use_custom_branch && environment.custom_branch.is_none() {
         fields.reject("custom_branch", "expected a branch because use_custom_branch is true");
     }
-    if environment.custom_branch.as_ref().is_some_and(|branch| branch.starts_with('-')) {
+    if environment
+        .custom_branch
+        .as_ref()
+        .is_some_and(|branch| branch.starts_with('-'))
+    {
         fields.reject("custom_branch", "expected the name of a branch");
     }
 }

@@ -69,6 +69,9 @@ pub(crate) fn read(fields: &mut Fields, table: Table, extras: &mut Extras) {
 /// Shows every field of `table`.
 pub(crate) fn show(extras: &Extras, table: Table, view: &mut Map<String, Value>) {
     for (name, keep) in table {
-        view.insert((*name).to_owned(), extras.get(*name).cloned().unwrap_or_else(|| keep.default()));
+        view.insert(
+            (*name).to_owned(),
+            extras.get(*name).cloned().unwrap_or_else(|| keep.default()),
+        );
     }
 }

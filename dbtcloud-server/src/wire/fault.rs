@@ -21,14 +21,25 @@ pub(crate) struct Fault {
 
 impl Fault {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), fields: Map::new() }
+        Self {
+            status,
+            message: message.into(),
+            fields: Map::new(),
+        }
     }
 
     /// 400 with the reason beside each field.
     pub(crate) fn fields(fields: Map<String, Value>) -> Self {
         let names: Vec<&str> = fields.keys().map(String::as_str).collect();
-        let message = format!("The request was invalid. Please double check the provided data: {}.", names.join(", "));
-        Self { status: StatusCode::BAD_REQUEST, message, fields }
+        let message = format!(
+            "The request was invalid. Please double check the provided data: {}.",
+            names.join(", ")
+        );
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            message,
+            fields,
+        }
     }
 
     /// 400 about one field.
@@ -46,7 +57,10 @@ impl Fault {
 
     /// 403: the token is known and may not do this.
     pub(crate) fn forbidden(needs: &str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, format!("This token does not have the permissions to do this: it needs {needs}."))
+        Self::new(
+            StatusCode::FORBIDDEN,
+            format!("This token does not have the permissions to do this: it needs {needs}."),
+        )
     }
 
     /// 404, also for what the token may not see.
@@ -79,11 +93,17 @@ impl From<Error> for Fault {
             ErrorKind::Conflict => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             ErrorKind::Unavailable | ErrorKind::Fenced => {
                 tracing::warn!(error = %error.chain(), "request could not be served");
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "This cannot be done just now. Please try again.")
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "This cannot be done just now. Please try again.",
+                )
             }
             _ => {
                 tracing::error!(error = %error.chain(), "request failed");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The server failed. Its log says why.")
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "The server failed. Its log says why.",
+                )
             }
         }
     }
@@ -99,10 +119,14 @@ impl IntoResponse for Fault {
         let mut response = (self.status, Json(json!({ "status": status, "data": data }))).into_response();
         match self.status {
             StatusCode::UNAUTHORIZED => {
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Token"));
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Token"));
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+                response
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
             }
             _ => {}
         }

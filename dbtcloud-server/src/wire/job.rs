@@ -49,7 +49,9 @@ pub(crate) fn read(fields: &mut Fields, job: &mut Job) {
         settings.set("threads", &mut job.threads);
         settings.set("target_name", &mut job.target_name);
     });
-    fields.nested("execution", |execution| execution.set("timeout_seconds", &mut job.timeout_seconds));
+    fields.nested("execution", |execution| {
+        execution.set("timeout_seconds", &mut job.timeout_seconds)
+    });
     fields.nested("triggers", |triggers| {
         triggers.set("github_webhook", &mut job.triggers.github_webhook);
         triggers.set("git_provider_webhook", &mut job.triggers.git_provider_webhook);
@@ -64,7 +66,10 @@ pub(crate) fn read(fields: &mut Fields, job: &mut Job) {
     extras::read(fields, EXTRAS, &mut job.extras);
     read_type(fields, job);
     if job.description.chars().count() > DESCRIPTION_LIMIT_CHARS {
-        fields.reject("description", format!("expected at most {DESCRIPTION_LIMIT_CHARS} characters"));
+        fields.reject(
+            "description",
+            format!("expected at most {DESCRIPTION_LIMIT_CHARS} characters"),
+        );
     }
     // Saving a job's settings is how a person says that it may run again.
     job.deactivated = false;
@@ -101,10 +106,18 @@ fn read_completion(fields: &mut Fields, job: &mut Job) {
                 None => inner.reject("statuses", "expected a list of 10, 20 and 30"),
             }
         }
-        Some(CompletionTrigger { job: after?, project: project?, outcomes })
+        Some(CompletionTrigger {
+            job: after?,
+            project: project?,
+            outcomes,
+        })
     };
     let condition = fields.nested(NAME, |outer| {
-        if outer.has("condition") { outer.nested("condition", read).flatten() } else { read(outer) }
+        if outer.has("condition") {
+            outer.nested("condition", read).flatten()
+        } else {
+            read(outer)
+        }
     });
     if let Some(Some(condition)) = condition {
         job.completion_trigger = Some(condition);
@@ -118,7 +131,11 @@ pub(crate) fn refuses_features(job: &Job) -> bool {
 }
 
 fn completion(trigger: &CompletionTrigger) -> Value {
-    let mut statuses: Vec<i64> = trigger.outcomes.iter().map(|outcome| codes::outcome(*outcome)).collect();
+    let mut statuses: Vec<i64> = trigger
+        .outcomes
+        .iter()
+        .map(|outcome| codes::outcome(*outcome))
+        .collect();
     statuses.dedup();
     json!({ "condition": {
         "job_id": trigger.job.get(),

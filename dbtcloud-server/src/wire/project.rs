@@ -9,8 +9,11 @@ use super::body::Fields;
 use super::extras::{self, Keep, Table};
 use super::{Api, state};
 
-const PROJECT_EXTRAS: Table =
-    &[("semantic_layer_config_id", Keep::Int(None)), ("type", Keep::Int(Some(0))), ("default_version", Keep::Text(None))];
+const PROJECT_EXTRAS: Table = &[
+    ("semantic_layer_config_id", Keep::Int(None)),
+    ("type", Keep::Int(Some(0))),
+    ("default_version", Keep::Text(None)),
+];
 
 const REPOSITORY_EXTRAS: Table = &[
     ("remote_backend", Keep::Text(None)),
@@ -117,8 +120,15 @@ pub(crate) enum NewAccess {
 
 /// Takes a request's fields over; a secret among them is returned apart.
 pub(crate) fn read_repository(fields: &mut Fields, repository: &mut Repository) -> Option<NewAccess> {
-    const STRATEGIES: [&str; 7] =
-        ["deploy_key", "deploy_token", "github_app", "git_token", "azure_active_directory_app", "git_clone", "none"];
+    const STRATEGIES: [&str; 7] = [
+        "deploy_key",
+        "deploy_token",
+        "github_app",
+        "git_token",
+        "azure_active_directory_app",
+        "git_clone",
+        "none",
+    ];
     fields.set("remote_url", &mut repository.remote_url);
     fields.set("git_clone_strategy", &mut repository.git_clone_strategy);
     fields.set_optional_text("default_branch", &mut repository.default_branch);
@@ -132,18 +142,26 @@ pub(crate) fn read_repository(fields: &mut Fields, repository: &mut Repository) 
         fields.reject("remote_url", "expected a URL without a password; send it as git_token");
     }
     if !STRATEGIES.contains(&repository.git_clone_strategy.as_str()) {
-        fields.reject("git_clone_strategy", format!("expected one of {}", STRATEGIES.join(", ")));
+        fields.reject(
+            "git_clone_strategy",
+            format!("expected one of {}", STRATEGIES.join(", ")),
+        );
     }
     if fields.raw("git_token").is_some_and(Value::is_null) {
         return Some(NewAccess::Anonymous);
     }
     if let Some(token) = fields.take::<String>("git_token").filter(|token| token != MASK) {
-        let username = fields.take("git_username").unwrap_or_else(|| "x-access-token".to_owned());
+        let username = fields
+            .take("git_username")
+            .unwrap_or_else(|| "x-access-token".to_owned());
         return Some(NewAccess::Token { username, token });
     }
     let private_key = fields.take::<String>("deploy_key_private").filter(|key| key != MASK)?;
     let public_key = fields.take("deploy_key_public").unwrap_or_default();
-    Some(NewAccess::DeployKey { public_key, private_key })
+    Some(NewAccess::DeployKey {
+        public_key,
+        private_key,
+    })
 }
 
 /// `owner/name` of a remote, as hosts call it.
@@ -156,17 +174,23 @@ fn full_name(remote: &str) -> String {
 }
 
 fn backend(remote: &str) -> &'static str {
-    ["github", "gitlab"].into_iter().find(|host| remote.contains(host)).unwrap_or(match remote {
-        url if url.contains("dev.azure.com") => "ado",
-        _ => "manual_config",
-    })
+    ["github", "gitlab"]
+        .into_iter()
+        .find(|host| remote.contains(host))
+        .unwrap_or(match remote {
+            url if url.contains("dev.azure.com") => "ado",
+            _ => "manual_config",
+        })
 }
 
 /// A repository.
 pub(crate) fn repository(record: &Record<Repository>, api: Api) -> Map<String, Value> {
     let full_name = full_name(&record.remote_url);
     let name = full_name.rsplit('/').next().unwrap_or_default().to_owned();
-    let web_url = record.remote_url.starts_with("https://").then(|| record.remote_url.trim_end_matches(".git"));
+    let web_url = record
+        .remote_url
+        .starts_with("https://")
+        .then(|| record.remote_url.trim_end_matches(".git"));
     let deploy_key = match &record.access {
         GitAccess::DeployKey { public_key, .. } => json!({
             "id": record.id.get(),

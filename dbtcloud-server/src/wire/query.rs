@@ -27,17 +27,28 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
         .or_else(|| text.strip_prefix('(').and_then(|text| text.strip_suffix(')')))
         .unwrap_or(text);
     let bare = |c: char| c.is_whitespace() || c == '"' || c == '\'';
-    inner.split(',').map(move |token| token.trim_matches(bare)).filter(|token| !token.is_empty())
+    inner
+        .split(',')
+        .map(move |token| token.trim_matches(bare))
+        .filter(|token| !token.is_empty())
 }
 
 impl Params {
     pub(crate) fn parse(query: Option<&str>) -> Self {
-        Self(url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+        Self(
+            url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+                .into_owned()
+                .collect(),
+        )
     }
 
     /// The last value of a parameter, unless it is empty.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .rev()
+            .find(|(key, value)| key == name && !value.is_empty())
+            .map(|(_, value)| value.as_str())
     }
 
     /// All values of a list parameter, whichever way it is spelled; `None` when it was not sent.
@@ -49,7 +60,13 @@ impl Params {
 
     /// What is asked for beside the object itself.
     pub(crate) fn include(&self) -> Include {
-        Include(self.list("include_related").unwrap_or_default().into_iter().map(ToOwned::to_owned).collect())
+        Include(
+            self.list("include_related")
+                .unwrap_or_default()
+                .into_iter()
+                .map(ToOwned::to_owned)
+                .collect(),
+        )
     }
 
     pub(crate) fn int(&self, name: &str) -> Result<Option<i64>, Fault> {
@@ -68,8 +85,13 @@ impl Params {
 
     /// Numbers of a list parameter.
     pub(crate) fn ints(&self, name: &str) -> Result<Option<Vec<i64>>, Fault> {
-        let number = |text: &str| text.parse().map_err(|_| Fault::field(name, "expected a list of numbers"));
-        self.list(name).map(|texts| texts.into_iter().map(number).collect()).transpose()
+        let number = |text: &str| {
+            text.parse()
+                .map_err(|_| Fault::field(name, "expected a list of numbers"))
+        };
+        self.list(name)
+            .map(|texts| texts.into_iter().map(number).collect())
+            .transpose()
     }
 
     /// Numbers of `name` (or an alias) and of the same with `__in`, all of which must hold.
@@ -94,7 +116,10 @@ impl Params {
         let bad = || Fault::field(name, "expected a list of two ISO 8601 times");
         let Some(texts) = self.list(name) else { return Ok(None) };
         match texts.as_slice() {
-            [from, to] => Ok(Some((time::parse(from).ok_or_else(bad)?, time::parse(to).ok_or_else(bad)?))),
+            [from, to] => Ok(Some((
+                time::parse(from).ok_or_else(bad)?,
+                time::parse(to).ok_or_else(bad)?,
+            ))),
             _ => Err(bad()),
         }
     }
@@ -153,7 +178,11 @@ impl Params {
             .filter(|(name, _)| !SAID_ELSEWHERE.contains(&name.as_str()))
             .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
             .collect();
-        Extra { page, filters, order_by: self.text("order_by").map(ToOwned::to_owned) }
+        Extra {
+            page,
+            filters,
+            order_by: self.text("order_by").map(ToOwned::to_owned),
+        }
     }
 }
 
@@ -243,7 +272,12 @@ mod tests {
 
     #[test]
     fn limits_are_cut_and_never_negative() {
-        let page = |query| Params::parse(Some(query)).page().ok().map(|page| (page.limit(), page.offset()));
+        let page = |query| {
+            Params::parse(Some(query))
+                .page()
+                .ok()
+                .map(|page| (page.limit(), page.offset()))
+        };
         assert_eq!(page(""), Some((100, 0)));
         assert_eq!(page("limit=5000&offset=7"), Some((100, 7)));
         assert_eq!(page("limit=0"), Some((100, 0)));

@@ -12,7 +12,10 @@ use super::{codes, time};
 
 /// Where a person can look at a run; clients print it.
 pub(crate) fn href(base: &str, run: &Run) -> String {
-    format!("{base}/deploy/{}/projects/{}/runs/{}/", run.new.account, run.new.project, run.id)
+    format!(
+        "{base}/deploy/{}/projects/{}/runs/{}/",
+        run.new.account, run.new.project, run.id
+    )
 }
 
 /// What a view of a run needs beyond the run.

@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 
 use super::body::Fields;
 
-
 /// The name, on the wire, of the part of a schedule that an error is about.
 fn wire_field(error: &ScheduleError, cron: &'static str) -> &'static str {
     match error.field() {
@@ -108,27 +107,38 @@ fn calendar(fields: &mut Fields, zone: Zone) -> Built {
             let interval = time.take::<u32>("interval").unwrap_or(1);
             let hours = time.take::<Vec<u32>>("hours").unwrap_or_default();
             match kind.as_deref() {
-                Some("at_exact_hours") => Ok(TimeRule::AtExactHours { hours: Hours::new(hours).map_err(named)? }),
-                Some("every_hour") | None => {
-                    Ok(TimeRule::EveryHour { interval: HourInterval::new(interval).map_err(named)? })
-                }
+                Some("at_exact_hours") => Ok(TimeRule::AtExactHours {
+                    hours: Hours::new(hours).map_err(named)?,
+                }),
+                Some("every_hour") | None => Ok(TimeRule::EveryHour {
+                    interval: HourInterval::new(interval).map_err(named)?,
+                }),
                 Some(_) => {
                     time.reject("type", "expected every_hour or at_exact_hours");
-                    Ok(TimeRule::EveryHour { interval: HourInterval::new(1).map_err(named)? })
+                    Ok(TimeRule::EveryHour {
+                        interval: HourInterval::new(1).map_err(named)?,
+                    })
                 }
             }
         })
-        .unwrap_or_else(|| Ok(TimeRule::EveryHour { interval: HourInterval::new(1).map_err(named)? }))?;
+        .unwrap_or_else(|| {
+            Ok(TimeRule::EveryHour {
+                interval: HourInterval::new(1).map_err(named)?,
+            })
+        })?;
     Calendar::new(date, time, zone).map(Schedule::Calendar).map_err(named)
 }
 
 /// A schedule; a job that has none shows dbt Cloud's default, which reads back as the same.
 pub(crate) fn view(schedule: Option<&Schedule>) -> Map<String, Value> {
-    let cron = schedule.and_then(Schedule::expression).map_or("0 * * * *", |cron| cron.as_str());
+    let cron = schedule
+        .and_then(Schedule::expression)
+        .map_or("0 * * * *", |cron| cron.as_str());
     let (date, time) = match schedule {
-        None | Some(Schedule::EveryMinutes(_)) => {
-            (json!({ "type": "every_day" }), json!({ "type": "every_hour", "interval": 1 }))
-        }
+        None | Some(Schedule::EveryMinutes(_)) => (
+            json!({ "type": "every_day" }),
+            json!({ "type": "every_hour", "interval": 1 }),
+        ),
         Some(Schedule::Cron { expression, .. }) => (
             json!({ "type": "custom_cron", "cron": expression.as_str() }),
             json!({ "type": "every_hour", "interval": 1 }),
@@ -194,7 +204,10 @@ mod tests {
             (json!({"date": {"type": "custom_cron"}, "cron": "x"}), "cron"),
             (json!({"date": {"type": "fortnightly"}}), "date.type"),
             (json!({"date": {"type": "days_of_week", "days": [9]}}), "date.days"),
-            (json!({"date": {"type": "every_day"}, "time": {"type": "every_hour", "interval": 25}}), "time.interval"),
+            (
+                json!({"date": {"type": "every_day"}, "time": {"type": "every_hour", "interval": 25}}),
+                "time.interval",
+            ),
             (json!({"every_minutes": 0}), "every_minutes"),
         ] {
             assert_eq!(read_value(value.clone()), Err(vec![field.to_owned()]), "{value}");

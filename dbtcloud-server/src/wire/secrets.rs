@@ -12,13 +12,25 @@ use super::body::Fields;
 pub(crate) const MASK: &str = "**********";
 
 /// Secret fields that any adapter may have.
-const COMMON: [&str; 7] =
-    ["password", "pass", "token", "private_key", "private_key_passphrase", "client_secret", "refresh_token"];
+const COMMON: [&str; 7] = [
+    "password",
+    "pass",
+    "token",
+    "private_key",
+    "private_key_passphrase",
+    "client_secret",
+    "refresh_token",
+];
 
 /// Secret fields of one adapter beyond the common ones.
 fn of_adapter(adapter: &str) -> &'static [&'static str] {
     match adapter {
-        "duckdb" => &["motherduck_token", "s3_access_key_id", "s3_secret_access_key", "s3_session_token"],
+        "duckdb" => &[
+            "motherduck_token",
+            "s3_access_key_id",
+            "s3_secret_access_key",
+            "s3_session_token",
+        ],
         "snowflake" => &["oauth_client_id", "oauth_client_secret", "_refresh_token"],
         "bigquery" => &["keyfile_json", "application_id", "application_secret"],
         "databricks" | "databricks_spark" | "apache_spark" | "spark" => &["client_id"],

@@ -39,7 +39,10 @@ fn command(name: &str) -> Option<&str> {
 pub(crate) fn view(step: &RunStep, account: AccountId, logs: &StepLogs, now: Timestamp) -> Map<String, Value> {
     let state = &step.state;
     let code = codes::step(state.status);
-    let span = state.started_at.map(|from| state.finished_at.unwrap_or(now).since(from)).unwrap_or_default();
+    let span = state
+        .started_at
+        .map(|from| state.finished_at.unwrap_or(now).since(from))
+        .unwrap_or_default();
     let color = match code.number {
         10 => "success",
         20 => "error",

@@ -16,7 +16,8 @@ pub(crate) fn spaced(at: Timestamp) -> String {
 }
 
 fn formatted(at: Timestamp, format: &str) -> String {
-    at.to_chrono().map_or_else(|| at.to_string(), |at| at.format(format).to_string())
+    at.to_chrono()
+        .map_or_else(|| at.to_string(), |at| at.format(format).to_string())
 }
 
 /// An instant in either format, with `Z`, an offset or none (then UTC). A `+` that a query string turned
@@ -32,8 +33,16 @@ pub(crate) fn parse(text: &str) -> Option<Timestamp> {
         .or_else(|| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok())
         .or_else(repaired)
         .map(|at| at.with_timezone(&Utc))
-        .or_else(|| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").ok().map(|at| at.and_utc()))
-        .or_else(|| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").ok().map(|at| at.and_utc()))?;
+        .or_else(|| {
+            NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f")
+                .ok()
+                .map(|at| at.and_utc())
+        })
+        .or_else(|| {
+            NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f")
+                .ok()
+                .map(|at| at.and_utc())
+        })?;
     Some(Timestamp::from_micros(at.timestamp_micros()))
 }
 
@@ -45,8 +54,14 @@ pub(crate) fn clock(span: Duration) -> String {
 
 /// The largest unit and the one below it in words: `1 minute, 50 seconds`.
 pub(crate) fn humanized(span: Duration) -> String {
-    const UNITS: [(&str, u64); 6] =
-        [("year", 31_536_000), ("week", 604_800), ("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1)];
+    const UNITS: [(&str, u64); 6] = [
+        ("year", 31_536_000),
+        ("week", 604_800),
+        ("day", 86_400),
+        ("hour", 3_600),
+        ("minute", 60),
+        ("second", 1),
+    ];
     let seconds = span.as_secs();
     let Some(first) = UNITS.iter().position(|(_, unit)| seconds >= *unit) else {
         return "0 seconds".to_owned();

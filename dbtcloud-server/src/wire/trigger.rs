@@ -28,10 +28,15 @@ pub(crate) fn read(fields: &mut Fields) -> Trigger {
         generate_docs: fields.take("generate_docs_override"),
         timeout_seconds: fields.take("timeout_seconds_override"),
         // An empty list is how some clients say that there is no override.
-        steps: fields.take::<Vec<String>>("steps_override").filter(|steps| !steps.is_empty()),
+        steps: fields
+            .take::<Vec<String>>("steps_override")
+            .filter(|steps| !steps.is_empty()),
     };
     for (name, value) in [("git_branch", &trigger.git_branch), ("git_sha", &trigger.git_sha)] {
-        if value.as_ref().is_some_and(|value| value.starts_with('-') || value.chars().any(char::is_control)) {
+        if value
+            .as_ref()
+            .is_some_and(|value| value.starts_with('-') || value.chars().any(char::is_control))
+        {
             fields.reject(name, "expected the name of a branch or commit");
         }
     }

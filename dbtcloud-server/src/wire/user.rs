@@ -4,8 +4,8 @@ use dbtcloud_core::account::User;
 use dbtcloud_core::catalog::Record;
 use serde_json::{Map, Value, json};
 
-use super::codes::STATE_ACTIVE;
 use super::Api;
+use super::codes::STATE_ACTIVE;
 
 /// A user, in the union of what v2 and v3 show.
 pub(crate) fn view(record: &Record<User>, api: Api) -> Map<String, Value> {

@@ -37,7 +37,9 @@ pub(crate) fn read_scope(fields: &mut Fields) -> Option<Scope> {
     let kind = fields.take::<String>("type").unwrap_or_else(|| "project".to_owned());
     match kind.as_str() {
         "project" => Some(Scope::Project),
-        "environment" => fields.require::<EnvironmentId>("environment_id").map(Scope::Environment),
+        "environment" => fields
+            .require::<EnvironmentId>("environment_id")
+            .map(Scope::Environment),
         "job" => fields.require::<JobId>("job_definition_id").map(Scope::Job),
         "user" => fields.require::<UserId>("user_id").map(Scope::User),
         _ => {
@@ -50,7 +52,9 @@ pub(crate) fn read_scope(fields: &mut Fields) -> Option<Scope> {
 /// The value that a request brings: `raw_value`, or `display_value` where a client sends only that. `None`
 /// when there is none or when it is the mask that was read.
 pub(crate) fn read_value(fields: &mut Fields) -> Option<String> {
-    let raw = fields.take::<String>("raw_value").or_else(|| fields.take::<String>("display_value"));
+    let raw = fields
+        .take::<String>("raw_value")
+        .or_else(|| fields.take::<String>("display_value"));
     raw.filter(|value| value != MASK)
 }
 

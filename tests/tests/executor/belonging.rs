@@ -86,7 +86,7 @@ async fn a_killed_supervisor_takes_everything_with_it_and_is_explained() {
         .await
         .unwrap();
     let main = fixture.pid_in("out").await;
-    kill(supervisor_of(id(1)), "-KILL");
+    kill(supervisor_of(&fixture, id(1)), "-KILL");
     let exit = fixture.exit(id(1)).await;
     assert_eq!((exit.code, exit.signal), (None, None));
     assert!(exit.message.contains("supervisor"), "{exit:?}");
@@ -111,7 +111,7 @@ async fn signals_to_a_group_do_not_reach_the_supervisor() {
         .await
         .unwrap();
     fixture.pid_in("out").await;
-    let supervisor = supervisor_of(id(2));
+    let supervisor = supervisor_of(&fixture, id(2));
     for signal in ["-INT", "-TERM", "-HUP", "-QUIT"] {
         assert!(
             Command::new("kill")

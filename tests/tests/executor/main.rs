@@ -3,6 +3,7 @@
 
 mod belonging;
 mod cancel;
+mod contract;
 mod ends;
 mod start;
 mod support;

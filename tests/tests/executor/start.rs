@@ -27,7 +27,7 @@ async fn outlives_the_process_that_started_it() {
         .collect();
     assert_eq!(listed, [id(1), id(2)]);
     assert!(
-        !environment_of(supervisor_of(id(1)))
+        !environment_of(supervisor_of(&fixture, id(1)))
             .iter()
             .any(|line| line.contains("hunter2"))
     );

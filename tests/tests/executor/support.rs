@@ -137,12 +137,13 @@ pub(crate) fn kill(pid: i32, signal: &str) {
         .status();
 }
 
-pub(crate) fn supervisor_of(id: ExecutionId) -> i32 {
-    let name = format!("dbtcloud-supervisor {id}\0");
-    *pids()
-        .iter()
-        .find(|pid| argv_of(**pid).starts_with(&name) && is_session_leader(**pid))
-        .unwrap()
+/// Other cases run at the same time and name their executions alike.
+pub(crate) fn supervisor_of(fixture: &Fixture, id: ExecutionId) -> i32 {
+    let ours = format!("DBTCLOUD_EXECUTION={}", fixture.directory(id).display());
+    let is_it = |pid: i32| {
+        is_session_leader(pid) && argv_of(pid).starts_with("/bin/sh\0-c\0#") && environment_of(pid).contains(&ours)
+    };
+    pids().into_iter().find(|pid| is_it(*pid)).unwrap()
 }
 
 pub(crate) fn is_session_leader(pid: i32) -> bool {

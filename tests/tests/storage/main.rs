@@ -19,3 +19,20 @@ dbtcloud_contract::storage_suite!(postgres, || async {
     let database = subjects::postgres().await;
     Subject::storage(database.storage.clone()).keeping(database)
 });
+
+/// Random stories, told to the database and to the model in memory.
+#[test]
+fn sqlite_agrees_with_memory() {
+    dbtcloud_contract::suite::model::agrees_with_memory(1, 60, || async {
+        let file = subjects::sqlite().await;
+        Subject::storage(file.storage.clone()).keeping(file)
+    });
+}
+
+#[test]
+fn postgres_agrees_with_memory() {
+    dbtcloud_contract::suite::model::agrees_with_memory(2, 60, || async {
+        let database = subjects::postgres().await;
+        Subject::storage(database.storage.clone()).keeping(database)
+    });
+}

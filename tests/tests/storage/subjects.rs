@@ -27,9 +27,9 @@ pub fn sqlite_url(directory: &std::path::Path) -> String {
 }
 
 pub async fn postgres() -> On<postgres::Schema> {
-    let home = tokio::task::spawn_blocking(postgres::database)
+    let home = tokio::task::spawn_blocking(postgres::schema)
         .await
-        .expect("a database");
+        .expect("a schema");
     let storage = SqlStorage::connect(&home.url(), Options::new())
         .await
         .expect("connects");

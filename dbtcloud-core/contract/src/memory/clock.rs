@@ -62,6 +62,7 @@ impl Clock for ManualClock {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WallClock;
 
+#[expect(clippy::disallowed_methods, reason = "the one clock here that is a real one")]
 #[async_trait]
 impl Clock for WallClock {
     fn now(&self) -> Timestamp {

@@ -38,11 +38,11 @@ impl State {
         let taken = self.take_in(&mut stored, batch);
         if taken.is_ok() {
             stored.taken = batch.number;
-        } else if !self.breaks(Mutation::KeepHalves) {
-            return Err(taken.unwrap_err());
         }
         let answer = ack(&stored);
-        self.runs.insert(fence.run(), stored);
+        if taken.is_ok() || self.breaks(Mutation::KeepHalves) {
+            self.runs.insert(fence.run(), stored);
+        }
         taken.map(|()| answer)
     }
 

@@ -1,10 +1,11 @@
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::ports::{Mount, Volume, VolumeId};
-use std::collections::BTreeMap;
 use tempfile::TempDir;
 
 /// Volumes that are temporary directories, gone when the last handle is dropped. A clone is the same
@@ -29,9 +30,9 @@ impl TemporaryVolume {
 impl Volume for TemporaryVolume {
     async fn ensure(&self, id: VolumeId) -> Result<()> {
         self.with(|volumes| {
-            if !volumes.contains_key(&id.to_string()) {
+            if let Entry::Vacant(place) = volumes.entry(id.to_string()) {
                 let directory = TempDir::new().map_err(|e| Error::unavailable("temporary directory").because(e))?;
-                volumes.insert(id.to_string(), (id, directory));
+                place.insert((id, directory));
             }
             Ok(())
         })

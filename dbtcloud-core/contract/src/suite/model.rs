@@ -2,6 +2,7 @@
 //! same. It finds what nobody thought of a case for; what it finds becomes a case.
 
 mod command;
+mod picture;
 mod side;
 
 use std::future::Future;

@@ -2,16 +2,11 @@
 
 use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::RunId;
-use dbtcloud_core::ports::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, EventBody, Fence, Holder, RunPatch,
-};
+use dbtcloud_core::ports::{Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, EventBody, RunPatch};
 use dbtcloud_core::run::{RunEvent, RunStatus, StepKind, StepState, StepStatus};
 
 use super::Stores;
-use super::samples::{
-    ACCOUNT, LATE, ODD_TEXT, agent, at, batch, change, chunk, claim_until, claimed, kind, node, owner, queued, running,
-    step, together, told,
-};
+use super::samples::{ACCOUNT, ODD_TEXT, agent, at, batch, chunk, claimed, kind, node, running, step, told};
 
 cases! { $ reports_cases, reports, Stores:
     a_report_is_taken_in_whole,
@@ -34,26 +29,14 @@ cases! { $ reports_cases, reports, Stores:
     too_many_items_are_refused,
     text_with_a_nul_is_refused,
     text_comes_back_as_it_went,
-    an_overtaken_agent_is_fenced,
-    an_agent_without_an_attempt_is_fenced,
-    a_drivers_fence_does_not_report,
-    a_report_on_an_unknown_run_is_not_found,
-    an_agent_is_fenced_when_others_ended_the_run,
-    an_agent_goes_on_after_its_own_end,
-    an_illegal_event_is_left_out_and_the_rest_counts,
-    a_cancelled_run_tells_its_agent,
-    a_run_that_finished_under_cancellation_keeps_its_result,
-    numbers_begin_again_with_an_attempt,
-    many_send_one_report_once,
-    reports_and_cancellation_do_not_lose_each_other,
 }
 
-async fn send(stores: &Stores, claimed: &Claimed, batch: &Batch) -> Result<Ack> {
+pub(super) async fn send(stores: &Stores, claimed: &Claimed, batch: &Batch) -> Result<Ack> {
     stores.runs.report(&agent(claimed), batch).await
 }
 
 /// Everything that a report can change, to be compared.
-async fn picture(stores: &Stores, run: RunId) -> String {
+pub(super) async fn picture(stores: &Stores, run: RunId) -> String {
     let seen = stores.runs.get(ACCOUNT, run).await.unwrap();
     let steps = stores.runs.steps(ACCOUNT, run).await.unwrap();
     let events = stores.journal.of_run(ACCOUNT, run, 0, 10_000).await.unwrap();
@@ -73,7 +56,7 @@ async fn picture(stores: &Stores, run: RunId) -> String {
     )
 }
 
-fn with_log(number: u64, offset: u64, text: &'static str) -> Batch {
+pub(super) fn with_log(number: u64, offset: u64, text: &'static str) -> Batch {
     Batch {
         logs: vec![chunk(1, offset, text)],
         ..batch(number, at(10))
@@ -81,7 +64,7 @@ fn with_log(number: u64, offset: u64, text: &'static str) -> Batch {
 }
 
 /// A running run of which step 1 runs and has the log `hello`; report 2 was taken in.
-async fn logging(stores: &Stores) -> Claimed {
+pub(super) async fn logging(stores: &Stores) -> Claimed {
     let claimed = running(stores).await;
     let first = Batch {
         steps: vec![step(1, StepStatus::Running)],
@@ -579,291 +562,4 @@ async fn text_comes_back_as_it_went(stores: Stores) {
             .iter()
             .any(|event| event.body == EventBody::Step { step: odd.clone() })
     );
-}
-
-async fn an_overtaken_agent_is_fenced(stores: Stores) {
-    let first = claimed(&stores).await;
-    let requeue = change(RunStatus::Starting, RunEvent::Requeued, at(2));
-    stores.runs.change(&first.fence, &requeue).await.unwrap();
-    let second = claim_until(&stores, first.run.id, at(3), LATE).await;
-    assert_eq!(second.run.attempt, 2);
-    let start = |number| Batch {
-        event: Some(RunEvent::Started),
-        steps: vec![step(1, StepStatus::Running)],
-        ..batch(number, at(4))
-    };
-    let before = picture(&stores, first.run.id).await;
-    for number in [1, 2, 0] {
-        assert_eq!(kind(send(&stores, &first, &start(number)).await), ErrorKind::Fenced);
-    }
-    assert_eq!(
-        picture(&stores, first.run.id).await,
-        before,
-        "nothing of it was taken in"
-    );
-    send(&stores, &second, &start(1)).await.unwrap();
-    assert_eq!(
-        kind(send(&stores, &first, &start(1)).await),
-        ErrorKind::Fenced,
-        "the fence comes before the number"
-    );
-}
-
-async fn an_agent_without_an_attempt_is_fenced(stores: Stores) {
-    let run = queued(&stores).await;
-    let claimed = claimed(&stores).await;
-    for (run, attempt) in [(run.id, 0), (run.id, 1), (claimed.run.id, 0), (claimed.run.id, 2)] {
-        let fence = Fence::issue(run, Holder::Agent { attempt });
-        assert_eq!(
-            kind(stores.runs.report(&fence, &batch(1, at(3))).await),
-            ErrorKind::Fenced
-        );
-    }
-}
-
-async fn a_drivers_fence_does_not_report(stores: Stores) {
-    let claimed = claimed(&stores).await;
-    assert_eq!(
-        kind(stores.runs.report(&claimed.fence, &batch(1, at(3))).await),
-        ErrorKind::Fenced
-    );
-}
-
-async fn a_report_on_an_unknown_run_is_not_found(stores: Stores) {
-    let fence = Fence::issue(RunId::new(987_654), Holder::Agent { attempt: 1 });
-    assert_eq!(
-        kind(stores.runs.report(&fence, &batch(1, at(3))).await),
-        ErrorKind::NotFound
-    );
-}
-
-async fn an_agent_is_fenced_when_others_ended_the_run(stores: Stores) {
-    let claimed = logging(&stores).await;
-    let failed = change(RunStatus::Running, RunEvent::Failed, at(9));
-    stores.runs.change(&claimed.fence, &failed).await.unwrap();
-    let before = picture(&stores, claimed.run.id).await;
-    for report in [
-        batch(2, at(10)),
-        with_log(3, 5, "x"),
-        Batch {
-            event: Some(RunEvent::Failed),
-            ..batch(3, at(10))
-        },
-    ] {
-        assert_eq!(kind(send(&stores, &claimed, &report).await), ErrorKind::Fenced);
-    }
-    assert_eq!(picture(&stores, claimed.run.id).await, before);
-}
-
-async fn an_agent_goes_on_after_its_own_end(stores: Stores) {
-    let claimed = logging(&stores).await;
-    let end = Batch {
-        event: Some(RunEvent::Succeeded),
-        patch: RunPatch::message("done"),
-        ..batch(3, at(9))
-    };
-    let ack = Ack {
-        number: 3,
-        status: RunStatus::Success,
-    };
-    assert_eq!(send(&stores, &claimed, &end).await.unwrap(), ack);
-    assert_eq!(
-        send(&stores, &claimed, &end).await.unwrap(),
-        ack,
-        "its answer may have been lost"
-    );
-    let rest = Batch {
-        event: Some(RunEvent::Failed),
-        patch: RunPatch {
-            artifacts_saved: Some(true),
-            ..RunPatch::default()
-        },
-        ..with_log(4, 5, " world")
-    };
-    assert_eq!(send(&stores, &claimed, &rest).await.unwrap(), Ack { number: 4, ..ack });
-    let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
-    assert_eq!(
-        (run.status, run.finished_at),
-        (RunStatus::Success, Some(at(9))),
-        "the end stays what it was"
-    );
-    assert!(run.artifacts_saved);
-    assert_eq!(told(&stores, &run).await.last(), Some(&RunStatus::Success));
-    assert_eq!(stores.logs.read(ACCOUNT, run.id, 1, 0, 100).await.unwrap().length, 11);
-}
-
-async fn an_illegal_event_is_left_out_and_the_rest_counts(stores: Stores) {
-    let claimed = claimed(&stores).await;
-    let too_early = Batch {
-        event: Some(RunEvent::Succeeded),
-        steps: vec![step(1, StepStatus::Running)],
-        patch: RunPatch {
-            git_sha: Some("abc".to_owned()),
-            ..RunPatch::default()
-        },
-        ..with_log(1, 0, "hello")
-    };
-    let ack = send(&stores, &claimed, &too_early).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 1,
-            status: RunStatus::Starting
-        }
-    );
-    let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
-    assert_eq!(
-        (run.status, run.git_sha.as_deref(), run.finished_at),
-        (RunStatus::Starting, Some("abc"), None)
-    );
-    assert_eq!(stores.logs.read(ACCOUNT, run.id, 1, 0, 100).await.unwrap().length, 5);
-    assert_eq!(told(&stores, &run).await, [RunStatus::Queued, RunStatus::Starting]);
-}
-
-async fn a_cancelled_run_tells_its_agent(stores: Stores) {
-    let claimed = claimed(&stores).await;
-    stores
-        .runs
-        .request_cancel(ACCOUNT, claimed.run.id, "stop", at(2))
-        .await
-        .unwrap();
-    let begin = Batch {
-        event: Some(RunEvent::Started),
-        ..batch(1, at(3))
-    };
-    let ack = send(&stores, &claimed, &begin).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 1,
-            status: RunStatus::Cancelling
-        }
-    );
-    let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
-    assert_eq!(run.started_at, Some(at(3)), "its agent began all the same");
-    let end = Batch {
-        event: Some(RunEvent::Stopped),
-        patch: RunPatch::message("confirmed"),
-        ..batch(2, at(4))
-    };
-    let ack = send(&stores, &claimed, &end).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 2,
-            status: RunStatus::Cancelled
-        }
-    );
-    let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
-    assert_eq!(
-        (run.message.as_deref(), run.finished_at),
-        (Some("confirmed"), Some(at(4)))
-    );
-    assert_eq!(run.cancel_requested_at, Some(at(2)));
-}
-
-async fn a_run_that_finished_under_cancellation_keeps_its_result(stores: Stores) {
-    for (event, status) in [
-        (RunEvent::Warned, RunStatus::Warned),
-        (RunEvent::Failed, RunStatus::Cancelled),
-    ] {
-        let running = running(&stores).await;
-        stores
-            .runs
-            .request_cancel(ACCOUNT, running.run.id, "stop", at(3))
-            .await
-            .unwrap();
-        let end = Batch {
-            event: Some(event),
-            ..batch(2, at(4))
-        };
-        assert_eq!(send(&stores, &running, &end).await.unwrap().status, status);
-    }
-}
-
-async fn numbers_begin_again_with_an_attempt(stores: Stores) {
-    let first = claimed(&stores).await;
-    send(&stores, &first, &batch(1, at(2))).await.unwrap();
-    send(&stores, &first, &batch(2, at(2))).await.unwrap();
-    let requeue = change(RunStatus::Starting, RunEvent::Requeued, at(3));
-    stores.runs.change(&first.fence, &requeue).await.unwrap();
-    let second = claim_until(&stores, first.run.id, at(4), LATE).await;
-    assert_eq!(
-        kind(send(&stores, &second, &batch(3, at(5))).await),
-        ErrorKind::Conflict
-    );
-    assert_eq!(send(&stores, &second, &batch(1, at(5))).await.unwrap().number, 1);
-    let taken = stores.runs.reclaim(&owner("b"), LATE, LATE, 10).await.unwrap();
-    assert_eq!(taken.len(), 1);
-    assert_eq!(
-        send(&stores, &second, &batch(2, at(6))).await.unwrap().number,
-        2,
-        "a new driver is no new attempt"
-    );
-}
-
-async fn many_send_one_report_once(stores: Stores) {
-    let claimed = logging(&stores).await;
-    for number in 3..13 {
-        let acks = together(4, |_| {
-            let (runs, fence) = (stores.runs.clone(), agent(&claimed));
-            let report = Batch {
-                nodes: vec![node(1, &format!("model.shop.n{number}"))],
-                ..with_log(number, 5 + (number - 3), "x")
-            };
-            async move { runs.report(&fence, &report).await }
-        });
-        for ack in acks.await {
-            assert_eq!(ack.unwrap().number, number);
-        }
-    }
-    assert_eq!(
-        stores
-            .logs
-            .read(ACCOUNT, claimed.run.id, 1, 0, 100)
-            .await
-            .unwrap()
-            .length,
-        15
-    );
-    let events = stores.journal.of_run(ACCOUNT, claimed.run.id, 0, 100).await.unwrap();
-    assert_eq!(
-        events
-            .iter()
-            .filter(|event| matches!(event.body, EventBody::Node { .. }))
-            .count(),
-        10
-    );
-}
-
-async fn reports_and_cancellation_do_not_lose_each_other(stores: Stores) {
-    for _ in 0..10 {
-        let running = running(&stores).await;
-        let id = running.run.id;
-        let runs = stores.runs.clone();
-        let cancel = tokio::spawn(async move { runs.request_cancel(ACCOUNT, id, "stop", at(3)).await.unwrap() });
-        for number in 2..6 {
-            let patch = RunPatch {
-                git_sha: Some(number.to_string()),
-                ..RunPatch::default()
-            };
-            send(
-                &stores,
-                &running,
-                &Batch {
-                    patch,
-                    ..batch(number, at(4))
-                },
-            )
-            .await
-            .unwrap();
-        }
-        cancel.await.unwrap();
-        let run = stores.runs.get(ACCOUNT, id).await.unwrap();
-        assert_eq!((run.status, run.git_sha.as_deref()), (RunStatus::Cancelling, Some("5")));
-        assert_eq!(
-            (run.cancel_requested_at, run.message.as_deref()),
-            (Some(at(3)), Some("stop"))
-        );
-    }
 }

@@ -90,7 +90,7 @@ async fn a_hand_is_set_and_read(stores: Stores) {
     );
     put(&stores, &a).await;
     put(&stores, &b).await;
-    assert_eq!(of(&stores, 1).await, [a.clone()]);
+    assert_eq!(of(&stores, 1).await, std::slice::from_ref(&a));
     let mut both = stores
         .schedules
         .of(&[JobId::new(1), JobId::new(9), JobId::new(2)])

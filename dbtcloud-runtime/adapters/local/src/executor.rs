@@ -34,6 +34,8 @@ const WATCHDOG_PATIENCE: Duration = Duration::from_secs(3);
 ///   and is killed when the command ends. The exception is a process that was *executed* with
 ///   `DBTCLOUD_DETACHED=1` in its environment and in a session of its own, for daemons that several
 ///   executions share: it is left alone.
+/// - **Exit code or signal**: an exit code of 130 or 141 is told as SIGINT or SIGPIPE, which a shell cannot tell
+///   apart; where `/bin/sh` is bash, so is every exit code from 129 to 192 as its signal.
 /// - **Interrupt**: SIGINT to the command's process group, once; SIGKILL to everything after the grace.
 /// - **Memory**: a limit is the size of the data of each single process (`RLIMIT_DATA`), beyond which its
 ///   allocations fail. `out_of_memory` is told when the command was killed by a SIGKILL that was not ours
@@ -140,6 +142,7 @@ impl LocalExecutor {
                 }
                 // The lock is still ours, so nobody can have begun anew in what is taken away.
                 let complaint = directory.complaint();
+                processes::end(directory.path(), WATCHDOG_PATIENCE)?;
                 tree::remove(directory.path())?;
                 return Err(io::Error::other(format!("its supervisor did not start: {complaint}")));
             }

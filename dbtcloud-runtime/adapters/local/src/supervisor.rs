@@ -43,7 +43,6 @@ pub(crate) fn start(name: &str, directory: &Path, plan: &Plan, lock: &File, cont
     let (mut ours, theirs) = Socket::pair()?;
     let mut command = Command::new(SHELL);
     command
-        .arg0(format!("dbtcloud-supervisor {name}"))
         .arg("-c")
         .arg(SCRIPT)
         .arg(format!("dbtcloud-supervisor {name}"))

@@ -6,6 +6,9 @@
 # stderr: the lock file; whoever has it open IS this execution, so no other process may inherit it
 # $1: lifetime in seconds or ''   $2: limit of a process's data in KiB or ''   $3: the kernel's OOM count
 # then the command. The working directory is the execution's. No secret is in argv or in this environment.
+#
+# For dash, bash and busybox. Files are made by `true >`, not by `: >`: a redirection that fails, on a full disk, ends
+# the shell when the builtin is a special one.
 
 exec 7<&0 8>&1 9>&2 </dev/null >/dev/null 2>>notes || exit 70
 # Handlers, not ignored dispositions: a handler is reset for children, so the command has the defaults.
@@ -61,7 +64,7 @@ watch() {
             after "$value" cancel
             ;;
         end)
-            [ -n "$ended" ] || { ended=1; : >"why.$value"; }
+            [ -n "$ended" ] || { ended=1; true >"why.$value"; }
             end
             ;;
         esac
@@ -119,10 +122,10 @@ identify() { # tells the watchdog who the command is, before it is
     watch
 ) &
 watchdog=$!
-: >started || { kill -s KILL "$watchdog"; exit 73; }
+true >started 2>/dev/null || { kill -s KILL "$watchdog"; exit 73; }
 { echo started >&7; } 2>/dev/null
 exec 7<&-
-: >notes
+true >notes
 
 (
     identify
@@ -138,10 +141,12 @@ exec 7<&-
 status=$?
 exec 8>&-
 
-# A shell tells a signal as 128 + n and says so on stderr, except for SIGINT and SIGPIPE.
+# A shell tells a signal as 128 + n. Dash and busybox also say so on stderr, except for SIGINT and SIGPIPE, which tells
+# it from an exit code of that number; bash -c says nothing, so there every such status counts as a signal.
 how=code
-[ "$status" -le 128 ] || [ ! -s notes ] || how=signal
-[ "$status" -ne 130 ] && [ "$status" -ne 141 ] || how=signal
+if [ "$status" -gt 128 ] && [ "$status" -le 192 ]; then
+    [ -s notes ] || [ -n "$BASH_VERSION" ] || [ "$status" -eq 130 ] || [ "$status" -eq 141 ] && how=signal
+fi
 
 kill -s KILL "$watchdog" 2>/dev/null
 wait "$watchdog" 2>/dev/null
@@ -158,6 +163,6 @@ fi
 
 # A rename, because it needs no space on a full disk.
 while [ -e ending ]; do
-    : >ending
+    true >ending
     mv ending "exit.$status.$how.$why" 2>/dev/null || sleep 1
 done

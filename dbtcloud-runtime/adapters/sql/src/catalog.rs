@@ -144,21 +144,26 @@ impl Catalog for SqlStorage {
             draft.body.to_string(),
         ];
         let mut work = self.database.begin().await?;
-        let row = work
-            .link()
-            .first_raw(&insert(kind), values)
-            .await
-            .map_err(|e| refused(kind, e))?;
-        let id = row
-            .ok_or_else(|| Error::corrupt("database: an insert gave no id"))?
-            .int("id")?;
+        let mut link = work.link();
+        let done: Result<_> = async {
+            let row = link
+                .first_raw(&insert(kind), values)
+                .await
+                .map_err(|e| refused(kind, e))?;
+            let row = row.ok_or_else(|| Error::corrupt("database: an insert gave no id"))?;
+            let id = row.int("id")?;
+            if kind == Kind::Account {
+                link.execute(&OWN_ACCOUNT, args![id]).await?;
+            }
+            Ok(id)
+        }
+        .await;
+        let id = work.end(done).await?;
         let account = if kind == Kind::Account {
-            work.link().execute(&OWN_ACCOUNT, args![id]).await?;
             AccountId::new(id)
         } else {
             draft.account
         };
-        work.commit().await?;
         Ok(Row {
             kind,
             id,

@@ -25,6 +25,14 @@ pub(crate) fn is_duplicate(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|e| e.is_unique_violation())
 }
 
+/// Whether SQLite's file was locked.
+#[cfg(feature = "sqlite")]
+pub(crate) fn is_locked(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.and_then(|code| code.parse::<i32>().ok())
+        .is_some_and(|code| code & 0xff == 5)
+}
+
 /// Whether the transaction lost against another one and may be tried again in another order.
 pub(crate) fn is_deadlock(error: &sqlx::Error) -> bool {
     error
@@ -123,14 +131,17 @@ mod tests {
     #[cfg(feature = "sqlite")]
     async fn provoke(script: &'static str) -> Error {
         let url = "sqlite::memory:";
-        let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(url).await.unwrap();
+        let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(url)
+            .await
+            .unwrap();
         translate(sqlx::raw_sql(script).execute(&mut connection).await.unwrap_err())
     }
 
     #[cfg(feature = "sqlite")]
     #[tokio::test]
     async fn a_full_disk_says_so() {
-        let error = provoke("PRAGMA max_page_count = 3; CREATE TABLE a (b); CREATE TABLE c (d); CREATE TABLE e (f)").await;
+        let error =
+            provoke("PRAGMA max_page_count = 3; CREATE TABLE a (b); CREATE TABLE c (d); CREATE TABLE e (f)").await;
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
         assert!(error.to_string().contains("disk is full"), "{error}");
     }

@@ -115,17 +115,21 @@ impl Logs for SqlStorage {
         let expected = i64::try_from(length).unwrap_or(-1);
         let mut work = self.database.begin().await?;
         let mut link = work.link();
-        link.first(&LOCK, args![run, account])
-            .await?
-            .ok_or_else(|| Error::not_found("run", run))?;
-        if link.execute(&MOVED, args![run, step, expected, object]).await? == 0 {
-            let (_, stored) = extent(&mut link, account, run, step).await?;
-            return Err(Error::conflict(format!(
-                "log of step {step} of run {run} has {stored} bytes, not {length}"
-            )));
+        let done: Result<_> = async {
+            link.first(&LOCK, args![run, account])
+                .await?
+                .ok_or_else(|| Error::not_found("run", run))?;
+            if link.execute(&MOVED, args![run, step, expected, object]).await? == 0 {
+                let (_, stored) = extent(&mut link, account, run, step).await?;
+                return Err(Error::conflict(format!(
+                    "log of step {step} of run {run} has {stored} bytes, not {length}"
+                )));
+            }
+            link.execute(&DROP, args![run, step, expected]).await?;
+            Ok(())
         }
-        link.execute(&DROP, args![run, step, expected]).await?;
-        work.commit().await
+        .await;
+        work.end(done).await
     }
 
     async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {

@@ -63,15 +63,19 @@ impl SqlStorage {
     pub async fn migrate(&self) -> Result<()> {
         let mut work = self.database.begin().await?;
         let mut link = work.link();
-        link.all(&ALONE, args![]).await?;
-        link.all(&LOCK, args![]).await?;
-        link.execute(&RECORD_TABLE, args![]).await?;
-        let version = version_of(&mut link).await?;
-        for migration in MIGRATIONS.iter().filter(|migration| migration.number > version) {
-            link.script(migration.text.on(link.engine())).await?;
-            link.execute(&RECORD, args![migration.number, migration.name]).await?;
+        let done: Result<_> = async {
+            link.all(&ALONE, args![]).await?;
+            link.all(&LOCK, args![]).await?;
+            link.execute(&RECORD_TABLE, args![]).await?;
+            let version = version_of(&mut link).await?;
+            for migration in MIGRATIONS.iter().filter(|migration| migration.number > version) {
+                link.script(migration.text.on(link.engine())).await?;
+                link.execute(&RECORD, args![migration.number, migration.name]).await?;
+            }
+            Ok(())
         }
-        work.commit().await
+        .await;
+        work.end(done).await
     }
 
     /// The schema the database has; 0 when it was never migrated.

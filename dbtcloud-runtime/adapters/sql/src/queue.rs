@@ -273,38 +273,41 @@ async fn claim_together(
         .collect();
     let mut work = database.begin().await?;
     let mut link = work.link();
-    if admissions.len() > 1 && link.engine() == Engine::Postgres {
-        let wanted: Vec<i64> = pairs.iter().map(|(run, _)| *run).collect();
-        link.all_of(CLAIMS_IN_TURN.to_owned(), args![wanted]).await?;
+    let done: Result<_, Setback> = async {
+        if admissions.len() > 1 && link.engine() == Engine::Postgres {
+            let wanted: Vec<i64> = pairs.iter().map(|(run, _)| *run).collect();
+            link.all_of(CLAIMS_IN_TURN.to_owned(), args![wanted]).await?;
+        }
+        let text = sqlx::SqlSafeStr::into_sql_str(CLAIM.on(link.engine()));
+        let rows = match link.all_raw(text, args![pairs, owner.as_str(), until]).await {
+            Ok(rows) => rows,
+            Err(error) if is_duplicate(&error) || is_deadlock(&error) => return Err(Setback::Raced),
+            Err(error) => return Err(Setback::Failed(translate(error))),
+        };
+        let mut epochs = BTreeMap::new();
+        for row in &rows {
+            epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
+        }
+        if epochs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
+        let mut runs = by_id(link.all(&ADMIT, args![ids.clone(), now]).await?)?;
+        if runs.len() != epochs.len() {
+            return Err(Error::corrupt("database: the queue and the history of a run disagree").into());
+        }
+        let event = journal::body(&EventBody::Run {
+            status: RunStatus::Starting,
+            message: None,
+        })?;
+        link.execute(&TELL, args![ids, now, event]).await?;
+        Ok(admissions
+            .iter()
+            .filter_map(|admission| issue(&mut runs, &epochs, admission.run))
+            .collect())
     }
-    let text = sqlx::SqlSafeStr::into_sql_str(CLAIM.on(link.engine()));
-    let rows = match link.all_raw(text, args![pairs, owner.as_str(), until]).await {
-        Ok(rows) => rows,
-        Err(error) if is_duplicate(&error) || is_deadlock(&error) => return Err(Setback::Raced),
-        Err(error) => return Err(Setback::Failed(translate(error))),
-    };
-    let mut epochs = BTreeMap::new();
-    for row in &rows {
-        epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
-    }
-    if epochs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
-    let mut runs = by_id(link.all(&ADMIT, args![ids.clone(), now]).await?)?;
-    if runs.len() != epochs.len() {
-        return Err(Error::corrupt("database: the queue and the history of a run disagree").into());
-    }
-    let event = journal::body(&EventBody::Run {
-        status: RunStatus::Starting,
-        message: None,
-    })?;
-    link.execute(&TELL, args![ids, now, event]).await?;
-    work.commit().await?;
-    Ok(admissions
-        .iter()
-        .filter_map(|admission| issue(&mut runs, &epochs, admission.run))
-        .collect())
+    .await;
+    work.end(done).await
 }
 
 fn by_id(rows: Vec<crate::engine::Row>) -> Result<BTreeMap<RunId, Run>> {
@@ -331,18 +334,21 @@ pub(crate) async fn reclaim(
     no_nul("owner", owner.as_str())?;
     let mut work = database.begin().await?;
     let mut link = work.link();
-    let rows = link.all(&RECLAIM, args![now, owner.as_str(), until, limit]).await?;
-    if rows.is_empty() {
-        return Ok(Vec::new());
+    let done: Result<_> = async {
+        let rows = link.all(&RECLAIM, args![now, owner.as_str(), until, limit]).await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut epochs = BTreeMap::new();
+        for row in &rows {
+            epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
+        }
+        let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
+        let mut runs = by_id(link.all(&BY_IDS, args![ids]).await?)?;
+        Ok(epochs.keys().filter_map(|id| issue(&mut runs, &epochs, *id)).collect())
     }
-    let mut epochs = BTreeMap::new();
-    for row in &rows {
-        epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
-    }
-    let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
-    let mut runs = by_id(link.all(&BY_IDS, args![ids]).await?)?;
-    work.commit().await?;
-    Ok(epochs.keys().filter_map(|id| issue(&mut runs, &epochs, *id)).collect())
+    .await;
+    work.end(done).await
 }
 
 /// Driver fences as pairs. An agent's fence is no lease, an epoch beyond the range nobody's.
@@ -364,15 +370,18 @@ pub(crate) async fn renew(database: &Database, fences: &[Fence], until: Timestam
     }
     let mut work = database.begin().await?;
     let mut link = work.link();
-    lease(&mut link, fences, until).await?;
-    let held = by_id(link.all(&HELD, args![pairs(fences)]).await?)?;
-    work.commit().await?;
-    let answer = |fence: &Fence| held.get(&fence.run()).map(|run| Renewed { run: run.clone() });
-    Ok(fences
-        .iter()
-        .filter(|fence| !pairs(&[**fence]).is_empty())
-        .filter_map(answer)
-        .collect())
+    let done: Result<_> = async {
+        lease(&mut link, fences, until).await?;
+        let held = by_id(link.all(&HELD, args![pairs(fences)]).await?)?;
+        let answer = |fence: &Fence| held.get(&fence.run()).map(|run| Renewed { run: run.clone() });
+        Ok(fences
+            .iter()
+            .filter(|fence| !pairs(&[**fence]).is_empty())
+            .filter_map(answer)
+            .collect())
+    }
+    .await;
+    work.end(done).await
 }
 
 pub(crate) async fn release(database: &Database, fences: &[Fence], now: Timestamp) -> Result<()> {

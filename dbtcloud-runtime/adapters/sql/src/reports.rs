@@ -253,23 +253,26 @@ pub(crate) async fn change(database: &Database, fence: &Fence, change: &RunChang
     let id = fence.run();
     let mut work = database.begin().await?;
     let mut link = work.link();
-    let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
-    if fence.holder() != (Holder::Driver { epoch: held.epoch }) {
-        return Err(Error::fenced(format!("run {id} has another driver")));
-    }
-    let status = held.run.status;
-    if status != change.from() {
-        if status.is_terminal() && status == change.to() {
-            return Ok(held.run);
+    let done: Result<_> = async {
+        let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
+        if fence.holder() != (Holder::Driver { epoch: held.epoch }) {
+            return Err(Error::fenced(format!("run {id} has another driver")));
         }
-        let text = format!("run {id} is {}, not {}", status.name(), change.from().name());
-        return Err(Error::conflict(text));
+        let status = held.run.status;
+        if status != change.from() {
+            if status.is_terminal() && status == change.to() {
+                return Ok(held.run);
+            }
+            let text = format!("run {id} is {}, not {}", status.name(), change.from().name());
+            return Err(Error::conflict(text));
+        }
+        held.patch(&change.patch);
+        held.advance(change.to(), change.event(), change.patch.message.as_deref(), change.at)?;
+        save(&mut link, &mut held, change.at).await?;
+        Ok(held.run)
     }
-    held.patch(&change.patch);
-    held.advance(change.to(), change.event(), change.patch.message.as_deref(), change.at)?;
-    save(&mut link, &mut held, change.at).await?;
-    work.commit().await?;
-    Ok(held.run)
+    .await;
+    work.end(done).await
 }
 
 pub(crate) async fn request_cancel(
@@ -282,19 +285,22 @@ pub(crate) async fn request_cancel(
     no_nul("message", message)?;
     let mut work = database.begin().await?;
     let mut link = work.link();
-    let held = lock(&mut link, id)
-        .await?
-        .filter(|held| held.run.new.account == account);
-    let mut held = held.ok_or_else(|| Error::not_found("run", id))?;
-    let to = held.run.status.apply(RunEvent::CancelRequested)?;
-    if to == held.run.status {
-        return Ok(held.run);
+    let done: Result<_> = async {
+        let held = lock(&mut link, id)
+            .await?
+            .filter(|held| held.run.new.account == account);
+        let mut held = held.ok_or_else(|| Error::not_found("run", id))?;
+        let to = held.run.status.apply(RunEvent::CancelRequested)?;
+        if to == held.run.status {
+            return Ok(held.run);
+        }
+        held.run.message = Some(message.to_owned());
+        held.advance(to, RunEvent::CancelRequested, Some(message), now)?;
+        save(&mut link, &mut held, now).await?;
+        Ok(held.run)
     }
-    held.run.message = Some(message.to_owned());
-    held.advance(to, RunEvent::CancelRequested, Some(message), now)?;
-    save(&mut link, &mut held, now).await?;
-    work.commit().await?;
-    Ok(held.run)
+    .await;
+    work.end(done).await
 }
 
 fn check_batch(batch: &Batch) -> Result<()> {
@@ -322,57 +328,60 @@ pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) ->
     let id = fence.run();
     let mut work = database.begin().await?;
     let mut link = work.link();
-    let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
-    let listens = held.run.status.is_live() || held.ended_by_agent;
-    if fence.holder()
-        != (Holder::Agent {
-            attempt: held.run.attempt,
-        })
-        || !listens
-    {
-        return Err(Error::fenced(format!(
-            "run {id} does not listen to this agent any more"
-        )));
-    }
-    if batch.number <= held.taken {
-        return Ok(Ack {
+    let done: Result<_> = async {
+        let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
+        let listens = held.run.status.is_live() || held.ended_by_agent;
+        if fence.holder()
+            != (Holder::Agent {
+                attempt: held.run.attempt,
+            })
+            || !listens
+        {
+            return Err(Error::fenced(format!(
+                "run {id} does not listen to this agent any more"
+            )));
+        }
+        if batch.number <= held.taken {
+            return Ok(Ack {
+                number: held.taken,
+                status: held.run.status,
+            });
+        }
+        if batch.number - 1 > held.taken {
+            let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
+            return Err(Error::conflict(text));
+        }
+        let was_terminal = held.run.status.is_terminal();
+        held.run.heartbeat_at = Some(batch.at);
+        held.run.updated_at = batch.at;
+        held.taken = batch.number;
+        held.patch(&batch.patch);
+        // A beginning stands in the journal before what followed from it, an end after what led to it.
+        if batch.event == Some(RunEvent::Started) {
+            happen(&mut held, RunEvent::Started, batch)?;
+        }
+        let mut steps = Steps::default();
+        if !batch.steps.is_empty() || !batch.logs.is_empty() {
+            steps = Steps::load(&mut link, id).await?;
+            steps.take_states(&mut held, batch)?;
+        }
+        for node in &batch.nodes {
+            held.tell(&EventBody::Node { node: node.clone() })?;
+        }
+        steps.take_logs(batch)?;
+        if let Some(event) = batch.event.filter(|event| *event != RunEvent::Started) {
+            happen(&mut held, event, batch)?;
+        }
+        held.ended_by_agent |= !was_terminal && held.run.status.is_terminal();
+        steps.save(&mut link, id, batch.at).await?;
+        save(&mut link, &mut held, batch.at).await?;
+        Ok(Ack {
             number: held.taken,
             status: held.run.status,
-        });
+        })
     }
-    if batch.number - 1 > held.taken {
-        let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
-        return Err(Error::conflict(text));
-    }
-    let was_terminal = held.run.status.is_terminal();
-    held.run.heartbeat_at = Some(batch.at);
-    held.run.updated_at = batch.at;
-    held.taken = batch.number;
-    held.patch(&batch.patch);
-    // A beginning stands in the journal before what followed from it, an end after what led to it.
-    if batch.event == Some(RunEvent::Started) {
-        happen(&mut held, RunEvent::Started, batch)?;
-    }
-    let mut steps = Steps::default();
-    if !batch.steps.is_empty() || !batch.logs.is_empty() {
-        steps = Steps::load(&mut link, id).await?;
-        steps.take_states(&mut held, batch)?;
-    }
-    for node in &batch.nodes {
-        held.tell(&EventBody::Node { node: node.clone() })?;
-    }
-    steps.take_logs(batch)?;
-    if let Some(event) = batch.event.filter(|event| *event != RunEvent::Started) {
-        happen(&mut held, event, batch)?;
-    }
-    held.ended_by_agent |= !was_terminal && held.run.status.is_terminal();
-    steps.save(&mut link, id, batch.at).await?;
-    save(&mut link, &mut held, batch.at).await?;
-    work.commit().await?;
-    Ok(Ack {
-        number: held.taken,
-        status: held.run.status,
-    })
+    .await;
+    work.end(done).await
 }
 
 fn happen(held: &mut Held, event: RunEvent, batch: &Batch) -> Result<()> {

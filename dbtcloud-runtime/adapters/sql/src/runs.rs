@@ -392,9 +392,8 @@ fn conditions(engine: engine::Engine, account: AccountId, filter: &RunFilter) ->
 impl Runs for SqlStorage {
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
         let mut work = self.database.begin().await?;
-        let enqueued = enqueue(&mut work.link(), new, now).await?;
-        work.commit().await?;
-        Ok(enqueued)
+        let done = enqueue(&mut work.link(), new, now).await;
+        work.end(done).await
     }
 
     async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {

@@ -86,18 +86,21 @@ impl Schedules for SqlStorage {
         };
         let mut work = self.database.begin().await?;
         let mut link = work.link();
-        let values = args![firing.job, firing.seen, version, firing.next, now];
-        if link.execute(&MOVE, values).await? == 0 {
-            return Ok(Fired::Lost);
+        let done: Result<_> = async {
+            let values = args![firing.job, firing.seen, version, firing.next, now];
+            if link.execute(&MOVE, values).await? == 0 {
+                return Ok(Fired::Lost);
+            }
+            let fired = match &firing.run {
+                Some(new) => match runs::enqueue(&mut link, new, now).await? {
+                    Enqueued::Created(run) => Fired::Queued(Box::new(run)),
+                    Enqueued::Existing(_) => Fired::Moved,
+                },
+                None => Fired::Moved,
+            };
+            Ok(fired)
         }
-        let fired = match &firing.run {
-            Some(new) => match runs::enqueue(&mut link, new, now).await? {
-                Enqueued::Created(run) => Fired::Queued(Box::new(run)),
-                Enqueued::Existing(_) => Fired::Moved,
-            },
-            None => Fired::Moved,
-        };
-        work.commit().await?;
-        Ok(fired)
+        .await;
+        work.end(done).await
     }
 }

@@ -105,10 +105,13 @@ impl Tickets for SqlStorage {
     async fn purge(&self, before: Timestamp, limit: u32) -> Result<u64> {
         let mut work = self.database.begin().await?;
         let mut link = work.link();
-        let keys = link.execute(&PURGE_KEYS, args![before, limit]).await?;
-        let left = i64::try_from(u64::from(limit).saturating_sub(keys)).unwrap_or(0);
-        let tickets = link.execute(&PURGE_TICKETS, args![before, left]).await?;
-        work.commit().await?;
-        Ok(keys + tickets)
+        let done: Result<_> = async {
+            let keys = link.execute(&PURGE_KEYS, args![before, limit]).await?;
+            let left = i64::try_from(u64::from(limit).saturating_sub(keys)).unwrap_or(0);
+            let tickets = link.execute(&PURGE_TICKETS, args![before, left]).await?;
+            Ok(keys + tickets)
+        }
+        .await;
+        work.end(done).await
     }
 }

@@ -101,6 +101,27 @@ def install_signals():
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def relocate_seeds():
+    """Makes parse state that was kept from another checkout fit this one.
+
+    dbt keeps one absolute path in it: that of a seed's project (SeedNode.root_path), from which it reads the CSV
+    file even when nothing had to be parsed again.
+    """
+    from dbt.parser.manifest import ManifestLoader
+
+    read = ManifestLoader.read_manifest_for_partial_parse
+
+    def relocated(loader):
+        manifest = read(loader)
+        for node in manifest.nodes.values() if manifest is not None else ():
+            project = loader.all_projects.get(node.package_name)
+            if getattr(node, "root_path", None) and project is not None:
+                node.root_path = project.project_root
+        return manifest
+
+    ManifestLoader.read_manifest_for_partial_parse = relocated
+
+
 def run(argv, events):
     """Runs dbt and never returns. Exit codes are dbt's: 0 success, 1 a node failed, 2 anything else."""
     code = 2
@@ -109,6 +130,7 @@ def run(argv, events):
         install_signals()
         from dbt.cli.main import cli
 
+        relocate_seeds()
         obj = {"callbacks": [events]} if events is not None else {}
         cli.main(args=list(argv), prog_name="dbt", obj=obj)
         code = 0

@@ -1,14 +1,13 @@
 //! One side of the model test: a storage, and the names of what has come to be in it.
 
-use std::fmt::{Debug, Write};
+use std::fmt::Debug;
 
-use dbtcloud_core::catalog::{Draft, Kind, Query, Row, SortKey};
-use dbtcloud_core::error::{Error, Result};
+use dbtcloud_core::catalog::{Draft, Kind, Row};
+use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
-use dbtcloud_core::page::{Direction, Page};
 use dbtcloud_core::ports::{
-    Batch, Claimed, Digest, Fence, Fired, Firing, NewSession, Owner, RunChange, RunFilter, RunPatch, RunSort,
-    ScheduleEntry, SessionChange, TicketIssue,
+    Batch, Claimed, Digest, Fence, Fired, Firing, NewSession, Owner, RunChange, RunPatch, ScheduleEntry, SessionChange,
+    TicketIssue,
 };
 use dbtcloud_core::run::{Admission, NewRun, Run, RunEvent, RunStatus};
 use dbtcloud_core::session::Session;
@@ -17,19 +16,19 @@ use serde_json::json;
 
 use super::command::{Command, Report};
 use crate::suite::Stores;
-use crate::suite::samples::{ACCOUNT, STRANGER, agent, at, batch, chunk, new_run, node, step};
+use crate::suite::samples::{ACCOUNT, agent, at, batch, chunk, new_run, node, step};
 
-const KINDS: [Kind; 3] = [Kind::Job, Kind::User, Kind::Token];
+pub(super) const KINDS: [Kind; 3] = [Kind::Job, Kind::User, Kind::Token];
 const NAMES: [&str; 6] = ["orders", "Orders", "daily_orders", "100%", "été", ""];
 const LEASE_SECONDS: i64 = 25;
 
 pub(super) struct Side {
-    stores: Stores,
+    pub(super) stores: Stores,
     seconds: i64,
-    runs: Vec<(AccountId, RunId)>,
+    pub(super) runs: Vec<(AccountId, RunId)>,
     claims: Vec<Claim>,
     rows: Vec<Row>,
-    sessions: Vec<SessionId>,
+    pub(super) sessions: Vec<SessionId>,
 }
 
 struct Claim {
@@ -66,7 +65,7 @@ impl Side {
         }
     }
 
-    fn now(&self) -> Timestamp {
+    pub(super) fn now(&self) -> Timestamp {
         at(self.seconds)
     }
 
@@ -75,7 +74,7 @@ impl Side {
     }
 
     /// A run without what the ports leave open.
-    fn plain(&self, mut run: Run) -> Run {
+    pub(super) fn plain(&self, mut run: Run) -> Run {
         let place = self
             .runs
             .iter()
@@ -86,7 +85,7 @@ impl Side {
         run
     }
 
-    fn plain_session(&self, mut session: Session) -> Session {
+    pub(super) fn plain_session(&self, mut session: Session) -> Session {
         let place = self
             .sessions
             .iter()
@@ -96,7 +95,7 @@ impl Side {
         session
     }
 
-    fn plain_row(&self, mut row: Row) -> Row {
+    pub(super) fn plain_row(&self, mut row: Row) -> Row {
         let same = |known: &Row| known.kind == row.kind && known.id == row.id;
         row.id = self.rows.iter().position(same).map_or(-1, |place| place as i64);
         row
@@ -506,109 +505,5 @@ impl Side {
             },
             _ => unreachable!("leases and tickets only"),
         }
-    }
-
-    /// Everything that can be read.
-    pub(super) async fn picture(&self) -> String {
-        match self.read_all().await {
-            Ok(text) => text,
-            Err(error) => format!("cannot be read: {}", error.chain()),
-        }
-    }
-
-    async fn read_all(&self) -> Result<String> {
-        let mut text = String::new();
-        let mut write = |what: &dyn Debug| writeln!(text, "{what:#?}").map_err(|e| Error::corrupt("text").because(e));
-        for (account, id) in &self.runs {
-            write(&self.plain(self.stores.runs.get(*account, *id).await?))?;
-            for mut step in self.stores.runs.steps(*account, *id).await? {
-                let page = self
-                    .stores
-                    .logs
-                    .read(*account, *id, step.state.index, 0, 1_000_000)
-                    .await?;
-                step.id = 0.into();
-                step.run = 0.into();
-                step.updated_at = at(0);
-                write(&(step, page))?;
-            }
-            for event in self.stores.journal.of_run(*account, *id, 0, 10_000).await? {
-                write(&(event.at, event.body))?;
-            }
-        }
-        for account in [ACCOUNT, STRANGER] {
-            write(&self.stores.runs.queued(account).await?)?;
-            for (sort, direction) in [
-                (RunSort::FinishedAt, Direction::Ascending),
-                (RunSort::CreatedAt, Direction::Descending),
-            ] {
-                let filter = RunFilter {
-                    sort,
-                    direction,
-                    ..RunFilter::default()
-                };
-                let page = self.stores.runs.list(account, &filter, Page::new(5, 1)).await?;
-                let items: Vec<_> = page.items.into_iter().map(|run| self.plain(run)).collect();
-                write(&(items, page.total))?;
-            }
-            for kind in KINDS {
-                let query = Query {
-                    sort: SortKey::Name,
-                    name_contains: Some("ORD".into()),
-                    ..Query::new(kind, account)
-                };
-                for query in [
-                    query,
-                    Query {
-                        deleted: None,
-                        ..Query::new(kind, account)
-                    },
-                ] {
-                    let page = self.stores.catalog.list(&query, Page::new(50, 0)).await?;
-                    let items: Vec<_> = page.items.into_iter().map(|row| self.plain_row(row)).collect();
-                    write(&(items, page.total))?;
-                }
-            }
-        }
-        for lookup in 0..4 {
-            for kind in KINDS {
-                let found = self.stores.catalog.find(kind, &format!("lookup {lookup}")).await?;
-                write(&found.map(|row| self.plain_row(row)))?;
-            }
-        }
-        let busy = self.stores.runs.queue(self.now(), 1_000).await?.busy;
-        let mut busy: Vec<_> = busy
-            .into_iter()
-            .map(|busy| (busy.run, busy.slot, busy.exclusive))
-            .collect();
-        busy.sort();
-        let place = |run: RunId| self.runs.iter().position(|(_, id)| *id == run);
-        write(
-            &busy
-                .into_iter()
-                .map(|(run, slot, exclusive)| (place(run), slot, exclusive))
-                .collect::<Vec<_>>(),
-        )?;
-        for job in 10..13 {
-            let entries = self.stores.schedules.of(&[JobId::new(job)]).await?;
-            write(
-                &entries
-                    .into_iter()
-                    .filter(|entry| entry.next_at.is_some())
-                    .collect::<Vec<_>>(),
-            )?;
-        }
-        write(&self.stores.schedules.next().await?)?;
-        for id in &self.sessions {
-            write(&self.plain_session(self.stores.sessions.get(ACCOUNT, *id).await?))?;
-        }
-        let unmoved = self.stores.logs.unmoved(RunId::new(0), 1_000).await?;
-        write(
-            &unmoved
-                .into_iter()
-                .map(|(account, run)| (account, place(run)))
-                .collect::<Vec<_>>(),
-        )?;
-        Ok(text)
     }
 }

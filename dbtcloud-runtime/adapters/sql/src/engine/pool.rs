@@ -26,6 +26,10 @@ const PREPARE_CONNECTION: &str = "SELECT set_config('statement_timeout', $1, fal
 #[cfg(feature = "postgres")]
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
+/// How long to wait before a file that was locked is opened again.
+#[cfg(feature = "sqlite")]
+const LOCKED_PAUSE: Duration = Duration::from_millis(20);
+
 /// The connections to one database.
 #[derive(Clone, Debug)]
 pub(crate) enum Database {
@@ -147,14 +151,23 @@ impl Work {
         }
     }
 
-    pub(crate) async fn commit(self) -> Result<()> {
-        match self {
+    /// Commits what went well and takes back the rest. Either way its locks are gone when this returns:
+    /// left to a drop, they would last until the connection is next looked at, and the caller's own next
+    /// call might run into them.
+    pub(crate) async fn end<T, E: From<Error>>(self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
+        let ended = match (self, done.is_ok()) {
             #[cfg(feature = "postgres")]
-            Self::Postgres(work) => work.commit().await,
+            (Self::Postgres(work), true) => work.commit().await,
+            #[cfg(feature = "postgres")]
+            (Self::Postgres(work), false) => work.rollback().await,
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(work) => work.commit().await,
-        }
-        .map_err(translate)
+            (Self::Sqlite(work), true) => work.commit().await,
+            #[cfg(feature = "sqlite")]
+            (Self::Sqlite(work), false) => work.rollback().await,
+        };
+        let value = done?;
+        ended.map_err(translate)?;
+        Ok(value)
     }
 }
 
@@ -237,11 +250,23 @@ async fn connect_sqlite(url: &str, options: &Options) -> Result<Database> {
     if !read_only {
         writing = writing.journal_mode(SqliteJournalMode::Wal).create_if_missing(true);
     }
-    let writer = fixed()
-        .max_connections(1)
-        .connect_with(writing)
-        .await
-        .map_err(translate)?;
+    let first = async {
+        loop {
+            let pool = fixed().max_connections(1).connect_with(writing.clone());
+            match pool.await {
+                // Of two processes that open a new file at once, one may not switch it to WAL just now, and
+                // SQLite does not wait there.
+                Err(error) if crate::error::is_locked(&error) => tokio::time::sleep(LOCKED_PAUSE).await,
+                answer => return answer.map_err(translate),
+            }
+        }
+    };
+    let writer = match tokio::time::timeout(options.acquire_timeout(), first).await {
+        Ok(answer) => answer?,
+        Err(_) => {
+            return Err(Error::unavailable("database: the file is locked by another process"));
+        }
+    };
     let readers = if memory {
         // A database in memory belongs to its one connection.
         writer.clone()

@@ -1,0 +1,124 @@
+//! Under a prefix of somebody else's router, and with somebody else's identities.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use dbtcloud_core::Result;
+use dbtcloud_core::id::{AccountId, UserId};
+use dbtcloud_server::Options;
+use dbtcloud_server::auth::{Actor, Authenticator, Granted, Identity, Right};
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+
+use super::world::World;
+
+async fn status(router: &Router, path: &str, token: &str) -> u16 {
+    let request = Request::builder()
+        .uri(path)
+        .header("authorization", format!("Token {token}"))
+        .header("host", "h:1");
+    let response = router
+        .clone()
+        .oneshot(request.body(Body::empty()).unwrap())
+        .await
+        .unwrap();
+    let status = response.status().as_u16();
+    response.into_body().collect().await.unwrap();
+    status
+}
+
+#[tokio::test]
+async fn everything_works_under_a_prefix() {
+    let world = World::new().await;
+    // `nest` is enough for the API; `nest_service` also answers `/dbt/` itself.
+    let nested = Router::new().nest("/dbt", world.router.clone());
+    for path in ["/dbt", "/dbt/api/v2/accounts", "/dbt/api/v2/accounts/"] {
+        assert_eq!(status(&nested, path, &world.token).await, 200, "{path}");
+    }
+    let router = Router::new().nest_service("/dbt", world.router.clone());
+    for path in [
+        "/dbt",
+        "/dbt/",
+        "/dbt/healthz",
+        "/dbt/readyz/",
+        "/dbt/metrics",
+        "/dbt/api/v2/accounts",
+        "/dbt/api/v2/accounts/",
+    ] {
+        assert_eq!(status(&router, path, &world.token).await, 200, "{path}");
+    }
+    assert_eq!(status(&router, "/dbt/api//v2/accounts/", &world.token).await, 404);
+}
+
+struct OneUser(AccountId);
+
+#[async_trait]
+impl Authenticator for OneUser {
+    async fn authenticate(&self, token: &str) -> Result<Option<Identity>> {
+        assert_ne!(token, "panic", "an authenticator that panics");
+        Ok((token == "let me in").then(|| Identity {
+            account: self.0,
+            actor: Actor::User(UserId::new(1)),
+            name: "somebody".to_owned(),
+            grants: vec![Granted {
+                project: None,
+                rights: vec![Right::Read],
+            }],
+        }))
+    }
+}
+
+#[tokio::test]
+async fn an_embedder_brings_identities_and_a_panic_is_a_500() {
+    let world = World::new().await;
+    let authenticator = Arc::new(OneUser(AccountId::new(world.account)));
+    let options = Options {
+        authenticator: Some(authenticator),
+        ..Options::default()
+    };
+    let router = dbtcloud_server::router(world.plane.clone(), options);
+    let path = format!("/api/v2/accounts/{}/jobs/", world.account);
+    assert_eq!(status(&router, &path, "let me in").await, 200);
+    assert_eq!(status(&router, &path, &world.token).await, 401);
+    assert_eq!(status(&router, &path, "panic").await, 500);
+    assert_eq!(status(&router, &path, "let me in").await, 200);
+}
+
+#[tokio::test]
+async fn health_and_metrics_need_no_token_and_name_no_run() {
+    let world = World::new().await;
+    world.made().await;
+    let ready = world.ask_as("", "GET", "/readyz", None).await;
+    assert_eq!(ready.json()["ready"], true);
+    let metrics = world.ask_as("", "GET", "/metrics", None).await;
+    let text = String::from_utf8(metrics.bytes.to_vec()).unwrap();
+    for name in [
+        "dbtcloud_runs_total{status=\"success\"} 0",
+        "dbtcloud_run_queue_depth 0",
+        "dbtcloud_http_request_duration_seconds_count{method=\"POST\",route=\"/api/v2/accounts/{account}/jobs\",status=\"201\"} 1",
+        "dbtcloud_scheduler_last_tick_timestamp_seconds",
+    ] {
+        assert!(text.contains(name), "{name} is not in\n{text}");
+    }
+    let probes = dbtcloud_server::probes(world.plane.clone(), Options::default());
+    assert_eq!(status(&probes, "/healthz", "").await, 200);
+    assert_eq!(status(&probes, "/api/v2/accounts/", &world.token).await, 404);
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_id() {
+    let world = World::new().await;
+    for (sent, kept) in [("abc-1", true), ("a\tb", false), ("", false)] {
+        let request = Request::builder()
+            .uri("/healthz")
+            .header("x-request-id", sent)
+            .body(Body::empty())
+            .unwrap();
+        let reply = world.send(request).await;
+        assert_eq!(reply.headers["x-request-id"] == sent, kept, "{sent:?}");
+        assert!(!reply.headers["x-request-id"].is_empty());
+    }
+}
