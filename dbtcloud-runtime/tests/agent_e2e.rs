@@ -157,7 +157,8 @@ async fn a_long_query_is_interrupted() {
     assert_eq!(seen.status, Some(RunStatus::Cancelled));
     let message = seen.patch.message.clone().unwrap();
     assert!(message.contains("dbt exited after the interrupt (exit code 2)"), "{message}");
-    assert_eq!(seen.nodes.last().unwrap().status, "interrupted", "{:?}", seen.nodes);
+    // duckdb tells dbt in time to call it an error.
+    assert!(["interrupted", "error"].contains(&seen.nodes.last().unwrap().status.as_str()), "{:?}", seen.nodes);
 }
 
 #[tokio::test]

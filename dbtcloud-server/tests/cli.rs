@@ -119,8 +119,8 @@ fn a_start_that_cannot_be_says_why() {
     assert!(!text(&dbtcloud(&["agent"]).stderr).is_empty());
 }
 
-/// A server on a free port, and the address it says that it serves.
-fn serve(data: &str) -> (std::process::Child, String) {
+/// A server on a free port, and the address that it says under `name`.
+fn serve(data: &str, name: &str, more: &[&str]) -> (std::process::Child, String) {
     use std::io::{BufRead, BufReader};
     let mut child = Command::new(env!("CARGO_BIN_EXE_dbtcloud"))
         .args([
@@ -132,6 +132,7 @@ fn serve(data: &str) -> (std::process::Child, String) {
             "--data-dir",
             data,
         ])
+        .args(more)
         .env_clear()
         .stderr(std::process::Stdio::piped())
         .spawn()

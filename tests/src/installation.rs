@@ -264,5 +264,5 @@ fn share_environments(data: &Path) {
     std::fs::create_dir_all(&shared).unwrap();
     let cache = data.join("cache");
     std::fs::create_dir_all(&cache).unwrap();
-    std::os::unix::fs::symlink(shared, cache.join("environments")).unwrap();
+    std::os::unix::fs::symlink(shared, cache.join("dbt-envs")).unwrap();
 }

@@ -363,7 +363,7 @@ impl Work {
         set("HOME", &home.to_string_lossy());
         set("TMPDIR", &temporary.to_string_lossy());
         set("LANG", "C.UTF-8");
-        set("PYTHONUTF8", "1");
+        // No `PYTHON…` here: the engine makes Python speak UTF-8, and a warm parent could not follow.
         set("GIT_TERMINAL_PROMPT", "0");
         if let Ok(made) = &self.profile {
             env.extend(made.env.iter().map(|(name, value)| (name.clone(), value.clone())));

@@ -33,7 +33,7 @@ pub enum EngineError {
         detail: String,
     },
     /// uv was not found or could not be started.
-    #[error("uv cannot be run from {path:?}")]
+    #[error("uv cannot be run from {path:?}: install it (pip install uv) or name it in DBTCLOUD_UV")]
     Uv {
         /// Where it was looked for.
         path: PathBuf,

@@ -303,6 +303,9 @@ impl WarmParent {
             .env("PATH", super::invocation::DEFAULT_PATH)
             .env("LC_ALL", "C.UTF-8")
             .env("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
+            // It serves later executions too: the executor leaves it when the one that started it ends. What
+            // it forks ends with its requester all the same, by the connection.
+            .env("DBTCLOUD_DETACHED", "1")
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

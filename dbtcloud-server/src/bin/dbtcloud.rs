@@ -168,6 +168,7 @@ fn settings(given: &Given) -> Result<Settings, Problems> {
         })?),
     };
     let file = given.config.as_deref().zip(text.as_deref());
+    #[expect(clippy::disallowed_methods, reason = "paths on the command line are below it")]
     let base = std::env::current_dir().unwrap_or_else(|_| Path::new("/").to_owned());
     Settings::resolve(given, file, &base)
 }
