@@ -137,7 +137,8 @@ impl AgentConfig {
             return Ok(None);
         };
         let mut need = |name: &'static str| {
-            vars.remove(name).ok_or_else(|| Error::invalid(name, "expected a value"))
+            vars.remove(name)
+                .ok_or_else(|| Error::invalid(name, "expected a value"))
         };
         let server = need("DBTCLOUD_SERVER")?.parse()?;
         let (work_dir, cache_dir) = (need("DBTCLOUD_WORK_DIR")?, need("DBTCLOUD_CACHE_DIR")?);
@@ -170,7 +171,10 @@ impl AgentConfig {
 
     /// What git and dbt get of [`AgentConfig::passed_on`].
     fn network(&self) -> BTreeMap<String, String> {
-        let wanted = self.passed_on.iter().filter(|(name, _)| NETWORK.contains(&name.as_str()));
+        let wanted = self
+            .passed_on
+            .iter()
+            .filter(|(name, _)| NETWORK.contains(&name.as_str()));
         wanted.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 }
@@ -285,7 +289,9 @@ async fn run_with(
     };
     tracing::info!(run = %plan.run, attempt = plan.attempt, "agent begins");
     let scratch = config.work_dir.join(SCRATCH);
-    let folders = Folders { root: set_up(&scratch, &config.cache_dir)? };
+    let folders = Folders {
+        root: set_up(&scratch, &config.cache_dir)?,
+    };
     let limit = Duration::from_secs(plan.timeout_seconds.max(1));
     let (now, halt) = (Instant::now(), Halt::default());
     let deadline = now + limit + DELIVERY_LIMIT;
@@ -293,7 +299,15 @@ async fn run_with(
     reporter.run(Some(RunEvent::Started), RunPatch::default());
 
     let dbt = steps::prepare(source, plan.clone());
-    let work = work(&plan, config.clone(), folders, &reporter, &halt, &uplink, (dbt, deadline))?;
+    let work = work(
+        &plan,
+        config.clone(),
+        folders,
+        &reporter,
+        &halt,
+        &uplink,
+        (dbt, deadline),
+    )?;
     let watch = async {
         tokio::pin!(told);
         tokio::select! {
@@ -328,7 +342,10 @@ fn work(
     let made = profile::make(plan);
     let mut secrets: Vec<&str> = plan.secrets.iter().map(String::as_str).collect();
     if let Ok(made) = &made {
-        let hidden = made.env.iter().filter(|(name, _)| name.starts_with(crate::engine::profile::SECRET_PREFIX));
+        let hidden = made
+            .env
+            .iter()
+            .filter(|(name, _)| name.starts_with(crate::engine::profile::SECRET_PREFIX));
         secrets.extend(hidden.map(|(_, value)| value.expose()));
     }
     let source = &plan.profile;
@@ -386,5 +403,4 @@ async fn clean_up(scratch: PathBuf, work_dir: PathBuf) {
 
 #[cfg(test)]
 #[path = "../tests/agent_support/plane.rs"]
-#[allow(dead_code, missing_docs, clippy::unwrap_used)]
 mod plane;

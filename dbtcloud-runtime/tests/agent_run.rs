@@ -1,5 +1,16 @@
 //! A run from ticket to outcome, with real processes, real git and a dbt that is a shell script.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "tests fail loudly"
+)]
+
 mod agent_support;
 mod protocol {
     pub use dbtcloud_runtime::protocol::*;
@@ -17,7 +28,13 @@ use dbtcloud_runtime::protocol::StateUse;
 use sha2::Digest as _;
 
 fn statuses(stage: &Stage) -> Vec<StepStatus> {
-    stage.plane.seen().steps.values().map(|states| states.last().unwrap().status).collect()
+    stage
+        .plane
+        .seen()
+        .steps
+        .values()
+        .map(|states| states.last().unwrap().status)
+        .collect()
 }
 
 fn running(mark: &str) -> bool {
@@ -42,22 +59,34 @@ echo "debug hunter2-hunter2" > "$DBT_LOG_PATH/dbt.log"
 #[tokio::test]
 async fn a_run_succeeds_and_keeps_its_secrets() {
     let stage = Stage::new(GOOD, &["dbt build --select 'a b'"], |plan| {
-        plan.variables.insert("DBT_ENV_SECRET_X".into(), "hunter2-hunter2".into());
+        plan.variables
+            .insert("DBT_ENV_SECRET_X".into(), "hunter2-hunter2".into());
         plan.variables.insert("DBT_PLAIN".into(), "plain".into());
     });
     assert_eq!(stage.run().await, AgentExit::Delivered);
     let log = stage.plane.log(4);
     let seen = stage.plane.seen();
     assert_eq!(seen.events, [RunEvent::Started, RunEvent::Succeeded]);
-    assert!(log.contains("args: build --select a b --target prod --profile user"), "{log}");
+    assert!(
+        log.contains("args: build --select a b --target prod --profile user"),
+        "{log}"
+    );
     assert!(log.contains("secret: ***** and plain"), "{log}");
     assert_eq!(seen.patch.git_branch.as_deref(), Some("main"));
     assert_eq!(seen.patch.git_sha.as_deref().map(str::len), Some(40));
     assert_eq!(seen.patch.dbt_version.as_deref(), Some("1.11.99"));
-    assert_eq!((seen.patch.artifacts_saved, seen.patch.has_docs), (Some(true), Some(false)));
+    assert_eq!(
+        (seen.patch.artifacts_saved, seen.patch.has_docs),
+        (Some(true), Some(false))
+    );
     let paths: Vec<&str> = seen.artifacts.keys().map(|(_, path)| path.as_str()).collect();
     assert_eq!(paths, ["compiled/a.sql", "manifest.json", "run_results.json"]);
-    for bytes in seen.artifacts.values().chain(seen.debug_logs.values()).chain(seen.logs.values()) {
+    for bytes in seen
+        .artifacts
+        .values()
+        .chain(seen.debug_logs.values())
+        .chain(seen.logs.values())
+    {
         assert!(!String::from_utf8_lossy(bytes).contains("hunter2"));
     }
     assert_eq!(seen.debug_logs[&4], b"debug *****\n");
@@ -78,11 +107,17 @@ echo "12:00:00  Encountered an error:"; echo "12:00:01  Database Error: no hunte
     let stage = Stage::new(script, &commands, |_| {});
     assert_eq!(stage.run().await, AgentExit::Delivered);
     use StepStatus::{Error, Skipped, Success};
-    assert_eq!(statuses(&stage), [Success, Success, Success, Error, Error, Skipped, Skipped]);
+    assert_eq!(
+        statuses(&stage),
+        [Success, Success, Success, Error, Error, Skipped, Skipped]
+    );
     let seen = stage.plane.seen();
     assert_eq!(seen.events, [RunEvent::Started, RunEvent::Failed]);
     let message = seen.patch.message.clone().unwrap();
-    assert!(message.contains("Step 5 failed") && message.contains("Database Error: no *****"), "{message}");
+    assert!(
+        message.contains("Step 5 failed") && message.contains("Database Error: no *****"),
+        "{message}"
+    );
     assert!(seen.artifacts.contains_key(&(5, "run_results.json".to_owned())));
 }
 
@@ -91,19 +126,42 @@ async fn docs_and_freshness_do_not_decide_and_warnings_do_show() {
     let script = r#"
 case "$1" in docs|source) exit 1 ;; esac
 echo '{"k":"finish","id":"test.shop.t","result":"warn"}' >&0"#;
-    let stage = Stage::new(script, &["dbt source freshness", "dbt test", "dbt docs generate"], |_| {});
+    let stage = Stage::new(
+        script,
+        &["dbt source freshness", "dbt test", "dbt docs generate"],
+        |_| {},
+    );
     assert_eq!(stage.run().await, AgentExit::Delivered);
-    assert_eq!(statuses(&stage)[3..], [StepStatus::Error, StepStatus::Warned, StepStatus::Error]);
+    assert_eq!(
+        statuses(&stage)[3..],
+        [StepStatus::Error, StepStatus::Warned, StepStatus::Error]
+    );
     assert_eq!(stage.plane.seen().status, Some(RunStatus::Warned));
 }
 
 #[tokio::test]
 async fn bad_commands_repositories_and_environments_are_told() {
     for (index, adjust, expected) in [
-        (4, Box::new(|_: &mut _| {}) as Box<dyn FnOnce(&mut dbtcloud_runtime::protocol::RunPlan)>, "is not closed"),
-        (1, Box::new(|plan| plan.git.branch = Some("nope".into())), "branch 'nope' does not exist in file://"),
-        (1, Box::new(|plan| plan.git.subdirectory = Some("sub".into())), "holds no dbt_project.yml"),
-        (2, Box::new(|plan| plan.profile.adapter = "nosuch".into()), "\"nosuch\" is not supported"),
+        (
+            4,
+            Box::new(|_: &mut _| {}) as Box<dyn FnOnce(&mut dbtcloud_runtime::protocol::RunPlan)>,
+            "is not closed",
+        ),
+        (
+            1,
+            Box::new(|plan| plan.git.branch = Some("nope".into())),
+            "branch 'nope' does not exist in file://",
+        ),
+        (
+            1,
+            Box::new(|plan| plan.git.subdirectory = Some("sub".into())),
+            "holds no dbt_project.yml",
+        ),
+        (
+            2,
+            Box::new(|plan| plan.profile.adapter = "nosuch".into()),
+            "\"nosuch\" is not supported",
+        ),
     ] {
         let stage = Stage::new("exit 0", &["dbt run 'x"], adjust);
         assert_eq!(stage.run().await, AgentExit::Delivered);
@@ -125,7 +183,8 @@ async fn an_environment_that_cannot_be_had_fails_the_first_command() {
 
 #[tokio::test]
 async fn every_byte_arrives_once_across_outages() {
-    let script = r#"for i in $(seq 1 60); do seq $((i * 1000)) $((i * 1000 + 999)); read -t 0.1 -u 9 9<> <(:); done; exit 0"#;
+    let script =
+        r#"for i in $(seq 1 60); do seq $((i * 1000)) $((i * 1000 + 999)); read -t 0.1 -u 9 9<> <(:); done; exit 0"#;
     let stage = Stage::new(script, &["dbt run"], |_| {});
     let plane = stage.plane.clone();
     let trouble = async {
@@ -133,12 +192,18 @@ async fn every_byte_arrives_once_across_outages() {
         for fault in [Fault::LoseAnswers, Fault::Refuse(503), Fault::Flaky] {
             plane.seen().fault = fault;
             let asked = plane.seen().requests;
-            until(LIMIT, || async { (plane.seen().requests > asked + 3).then_some(()).ok_or(()) }).await;
+            until(LIMIT, || async {
+                (plane.seen().requests > asked + 3).then_some(()).ok_or(())
+            })
+            .await;
         }
         plane.seen().fault = Fault::None;
         plane.down();
         let began = Instant::now();
-        until(LIMIT, || async { (began.elapsed() > Duration::from_secs(1)).then_some(()).ok_or(()) }).await;
+        until(LIMIT, || async {
+            (began.elapsed() > Duration::from_secs(1)).then_some(()).ok_or(())
+        })
+        .await;
         plane.up();
     };
     let (exit, ()) = tokio::join!(stage.run(), trouble);
@@ -151,11 +216,24 @@ async fn every_byte_arrives_once_across_outages() {
 
 #[tokio::test]
 async fn a_run_ends_while_the_control_plane_is_away() {
-    let stage = Stage::new("sleep 0.5; mkdir -p $DBT_TARGET_PATH; echo '{}' > $DBT_TARGET_PATH/catalog.json; echo over; echo > ../../../over", &["dbt run"], |_| {});
+    let stage = Stage::new(
+        "sleep 0.5; mkdir -p $DBT_TARGET_PATH; echo '{}' > $DBT_TARGET_PATH/catalog.json; echo over; echo > ../../../over",
+        &["dbt run"],
+        |_| {},
+    );
     let plane = stage.plane.clone();
     let over = stage.dir.path().join("over");
     let trouble = async {
-        until(LIMIT, || async { plane.seen().steps.get(&4).filter(|states| states.len() > 1).map(|_| ()).ok_or(()) }).await;
+        until(LIMIT, || async {
+            plane
+                .seen()
+                .steps
+                .get(&4)
+                .filter(|states| states.len() > 1)
+                .map(|_| ())
+                .ok_or(())
+        })
+        .await;
         plane.down();
         until(LIMIT, || async { over.exists().then_some(()).ok_or(()) }).await;
         plane.up();
@@ -172,7 +250,10 @@ async fn cancelling_interrupts_dbt_and_says_what_was_confirmed() {
     let stage = Stage::new(script, &["dbt run", "dbt test"], |_| {});
     let plane = stage.plane.clone();
     let cancel = async {
-        until(LIMIT, || async { plane.log(4).contains("begun").then_some(()).ok_or(()) }).await;
+        until(LIMIT, || async {
+            plane.log(4).contains("begun").then_some(()).ok_or(())
+        })
+        .await;
         plane.seen().status = Some(RunStatus::Cancelling);
     };
     let (exit, ()) = tokio::join!(stage.run(), cancel);
@@ -180,7 +261,10 @@ async fn cancelling_interrupts_dbt_and_says_what_was_confirmed() {
     let seen = stage.plane.seen();
     assert_eq!(seen.events.last(), Some(&RunEvent::Stopped));
     let message = seen.patch.message.clone().unwrap();
-    assert!(message.contains("dbt exited after the interrupt (exit code 2); no process of it is left"), "{message}");
+    assert!(
+        message.contains("dbt exited after the interrupt (exit code 2); no process of it is left"),
+        "{message}"
+    );
     assert!(String::from_utf8_lossy(&seen.logs[&4]).contains("interrupted"));
     drop(seen);
     assert_eq!(statuses(&stage)[3..], [StepStatus::Cancelled, StepStatus::Cancelled]);
@@ -196,7 +280,10 @@ async fn a_dbt_that_does_not_listen_is_killed_with_all_its_children() {
     });
     assert_eq!(stage.run().await, AgentExit::Delivered);
     let message = stage.plane.seen().patch.message.clone().unwrap();
-    assert!(message.starts_with("Timed out after 2 s. Confirmed: dbt was killed after 1 s"), "{message}");
+    assert!(
+        message.starts_with("Timed out after 2 s. Confirmed: dbt was killed after 1 s"),
+        "{message}"
+    );
     assert!(!running(&format!("sleep {mark}")), "nothing is left");
     assert_eq!(stage.plane.seen().status, Some(RunStatus::Cancelled));
 }
@@ -208,7 +295,10 @@ async fn a_fenced_agent_stops_dbt_and_says_nothing_more() {
         let stage = Stage::new(&format!("echo begun; exec sleep {mark}"), &["dbt run"], |_| {});
         let plane = stage.plane.clone();
         let fence = async {
-            until(LIMIT, || async { plane.log(4).contains("begun").then_some(()).ok_or(()) }).await;
+            until(LIMIT, || async {
+                plane.log(4).contains("begun").then_some(()).ok_or(())
+            })
+            .await;
             plane.seen().fault = Fault::Refuse(status);
         };
         let (exit, ()) = tokio::join!(stage.run(), fence);
@@ -224,7 +314,10 @@ async fn a_run_that_somebody_else_ended_is_not_this_agents() {
     let stage = Stage::new("echo begun; exec sleep 100", &["dbt run"], |_| {});
     let plane = stage.plane.clone();
     let end = async {
-        until(LIMIT, || async { plane.log(4).contains("begun").then_some(()).ok_or(()) }).await;
+        until(LIMIT, || async {
+            plane.log(4).contains("begun").then_some(()).ok_or(())
+        })
+        .await;
         plane.seen().status = Some(RunStatus::Cancelled);
     };
     let (exit, ()) = tokio::join!(stage.run(), end);
@@ -254,7 +347,12 @@ async fn artifacts_that_cannot_be_saved_do_not_fail_the_run() {
     let stage = Stage::new(GOOD, &["dbt run"], |_| {});
     stage.plane.seen().refuse_artifacts = true;
     assert_eq!(stage.run().await, AgentExit::Delivered);
-    assert!(stage.plane.log(4).contains("WARN: artifact manifest.json could not be saved: no artifacts today"));
+    assert!(
+        stage
+            .plane
+            .log(4)
+            .contains("WARN: artifact manifest.json could not be saved: no artifacts today")
+    );
     let seen = stage.plane.seen();
     assert_eq!(seen.status, Some(RunStatus::Success));
     assert_eq!(seen.patch.artifacts_saved, Some(true), "the debug log was");
@@ -263,14 +361,23 @@ async fn artifacts_that_cannot_be_saved_do_not_fail_the_run() {
 
 #[tokio::test]
 async fn state_is_fetched_for_deferral_and_retry() {
-    let script = r#"echo "args: $*"; prev=; for a in "$@"; do [ "$prev" = --state ] && cat $a/*.json; prev=$a; done; exit 0"#;
+    let script =
+        r#"echo "args: $*"; prev=; for a in "$@"; do [ "$prev" = --state ] && cat $a/*.json; prev=$a; done; exit 0"#;
     for (state, command, expected) in [
         (StateUse::Defer, "dbt build -s state:modified+", "--defer --state"),
         (StateUse::Retry, "dbt retry", "--profile user --state"),
     ] {
         let stage = Stage::new(script, &[command], |plan| plan.state = Some(state));
-        stage.plane.seen().state.insert("manifest.json".into(), b"{\"m\": 1}".to_vec());
-        stage.plane.seen().state.insert("run_results.json".into(), b"{\"r\": 1}".to_vec());
+        stage
+            .plane
+            .seen()
+            .state
+            .insert("manifest.json".into(), b"{\"m\": 1}".to_vec());
+        stage
+            .plane
+            .seen()
+            .state
+            .insert("run_results.json".into(), b"{\"r\": 1}".to_vec());
         assert_eq!(stage.run().await, AgentExit::Delivered);
         let log = stage.plane.log(4);
         assert!(log.contains(expected) && log.contains("{\"m\": 1}"), "{log}");
@@ -305,9 +412,16 @@ fn resident_kib() -> u64 {
 fn child_agent() {
     let config = agent::AgentConfig::from_environment(std::env::vars()).unwrap().unwrap();
     let began = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let exit = runtime.block_on(agent::run(config)).unwrap();
-    println!("agent: {exit:?} in {:?}, peak {} MiB", began.elapsed(), resident_kib() / 1024);
+    println!(
+        "agent: {exit:?} in {:?}, peak {} MiB",
+        began.elapsed(),
+        resident_kib() / 1024
+    );
     assert_eq!(exit, AgentExit::Delivered);
     assert!(resident_kib() < 64 * 1024, "{} KiB", resident_kib());
 }
@@ -332,10 +446,22 @@ async fn memory_stays_flat() {
         .unwrap();
     // The control plane leaves for a while in the middle of it.
     let plane = stage.plane.clone();
-    until(LIMIT, || async { plane.seen().digests.get(&4).filter(|log| log.0 > 20 << 20).map(|_| ()).ok_or(()) }).await;
+    until(LIMIT, || async {
+        plane
+            .seen()
+            .digests
+            .get(&4)
+            .filter(|log| log.0 > 20 << 20)
+            .map(|_| ())
+            .ok_or(())
+    })
+    .await;
     plane.down();
     let began = Instant::now();
-    until(LIMIT, || async { (began.elapsed() > Duration::from_secs(2)).then_some(()).ok_or(()) }).await;
+    until(LIMIT, || async {
+        (began.elapsed() > Duration::from_secs(2)).then_some(()).ok_or(())
+    })
+    .await;
     plane.up();
     let status = tokio::time::timeout(LIMIT * 3, child.wait()).await.unwrap().unwrap();
     assert!(status.success());

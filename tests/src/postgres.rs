@@ -229,7 +229,10 @@ impl Schema {
 
 /// An empty schema in the cluster that all tests of this run share.
 pub fn schema() -> Schema {
-    let schema = Schema { port: shared_port(), name: unique_name() };
+    let schema = Schema {
+        port: shared_port(),
+        name: unique_name(),
+    };
     run(psql(schema.port, "postgres").args(["-c", &format!("CREATE SCHEMA {}", schema.name)]));
     schema
 }
@@ -241,6 +244,10 @@ pub fn database() -> Database {
 
 /// The shared cluster: one per test process, or one per run where a runner starts a process for each test
 /// (nextest says so by `NEXTEST_RUN_ID`). The first comer starts it.
+#[expect(
+    clippy::zombie_processes,
+    reason = "both end after this process: the guardian sees to the server, init to the guardian"
+)]
 fn shared_port() -> u16 {
     let own = std::process::id();
     let (key, watched) = match std::env::var("NEXTEST_RUN_ID") {

@@ -94,8 +94,9 @@ pub fn slow(folder: &Path, models: usize, rows: u64) -> String {
         } else {
             format!("-- depends_on: {{{{ ref('m{}') }}}}\n", n - 1)
         };
-        let sql =
-            format!("{after}select count(*) as n, sum(hash(a.i, b.i)) as h from range({rows}) a(i), range(1000) b(i)");
+        let sql = format!(
+            "{{{{ config(materialized='table') }}}}\n{after}select count(*) as n, sum(hash(a.i, b.i)) as h from range({rows}) a(i), range(1000) b(i)"
+        );
         files.push((format!("models/m{n}.sql"), sql));
     }
     let files: Vec<(&str, &str)> = files

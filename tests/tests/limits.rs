@@ -18,7 +18,11 @@ fn loud(installation: &Installation) -> String {
                  (gb * 1000000) ~ \")) to '/dev/stdout' (format csv, header false)\") %}{% endmacro %}";
     project::repository(
         &installation.path().join("origin"),
-        &[("dbt_project.yml", yaml.as_str()), ("macros/shout.sql", shout), ("models/one.sql", "select 1 as id")],
+        &[
+            ("dbt_project.yml", yaml.as_str()),
+            ("macros/shout.sql", shout),
+            ("models/one.sql", "select 1 as id"),
+        ],
     )
 }
 
@@ -28,7 +32,9 @@ async fn a_gigabyte_of_log_is_taken_in_whole_with_flat_memory() {
     installation.start().await;
     let api = installation.api().clone();
     let repository = loud(&installation);
-    let job = installation.job(&repository, &["dbt run-operation shout --args '{gb: 1}'"]).await;
+    let job = installation
+        .job(&repository, &["dbt run-operation shout --args '{gb: 1}'"])
+        .await;
     let (idle, _) = processes::memory(installation.pid()).unwrap();
     let run = api.trigger(job).await;
     let mut agent_highest = 0;
@@ -46,12 +52,23 @@ async fn a_gigabyte_of_log_is_taken_in_whole_with_flat_memory() {
     assert_eq!(ended["status"], json!(10), "{}", ended["status_message"]);
     let (_, server_highest) = processes::memory(installation.pid()).unwrap();
     println!("server: idle {idle}, highest {server_highest}; agent: highest {agent_highest} bytes");
-    assert!(server_highest < idle + ALLOWANCE, "server: idle {idle}, highest {server_highest}");
-    assert!(agent_highest > 0 && agent_highest < ALLOWANCE, "agent: highest {agent_highest}");
+    assert!(
+        server_highest < idle + ALLOWANCE,
+        "server: idle {idle}, highest {server_highest}"
+    );
+    assert!(
+        agent_highest > 0 && agent_highest < ALLOWANCE,
+        "agent: highest {agent_highest}"
+    );
 
     // The log is whole: its last line is there, and its length is what was printed and dbt's own few lines.
-    let tail = api.get(&format!("v2/accounts/{{a}}/steps/{}/", ended["run_steps"][3]["id"])).await;
-    assert!(tail["logs"].as_str().unwrap().trim_end().ends_with('x'), "the last line is the last that was printed");
+    let tail = api
+        .get(&format!("v2/accounts/{{a}}/steps/{}/", ended["run_steps"][3]["id"]))
+        .await;
+    assert!(
+        tail["logs"].as_str().unwrap().trim_end().ends_with('x'),
+        "the last line is the last that was printed"
+    );
     let length = log_length(&installation, run).await;
     assert!((GIB..GIB + 100_000).contains(&length), "{length}");
     installation.stop().await;
@@ -61,9 +78,13 @@ async fn a_gigabyte_of_log_is_taken_in_whole_with_flat_memory() {
 async fn log_length(installation: &Installation, run: i64) -> u64 {
     // The database knows it without reading it.
     let url = format!("sqlite://{}", installation.path().join("dbtcloud.db").display());
-    let storage = dbtcloud_sql::SqlStorage::connect(&url, Default::default()).await.unwrap();
+    let storage = dbtcloud_sql::SqlStorage::connect(&url, Default::default())
+        .await
+        .unwrap();
     let account = dbtcloud_core::id::AccountId::new(installation.api().account);
-    let steps = dbtcloud_core::ports::Runs::steps(&storage, account, dbtcloud_core::id::RunId::new(run)).await.unwrap();
+    let steps = dbtcloud_core::ports::Runs::steps(&storage, account, dbtcloud_core::id::RunId::new(run))
+        .await
+        .unwrap();
     steps[3].log_bytes
 }
 
@@ -101,13 +122,25 @@ async fn a_full_disk_is_told_and_what_was_stored_stays() {
     let repository = project::repository_of(&project::harbour(), &installation.path().join("origin"));
     let job = installation.job(&repository, &["dbt build"]).await;
     let first = api.ended(api.trigger(job).await, LIMIT).await;
-    assert_eq!(first["status"], json!(10), "a full artifact store fails no run: {first:#}");
+    assert_eq!(
+        first["status"],
+        json!(10),
+        "a full artifact store fails no run: {first:#}"
+    );
     let log = first["run_steps"][3]["logs"].as_str().unwrap();
-    assert!(log.to_lowercase().contains("no space left"), "the log says what was not kept: {log}");
+    assert!(
+        log.to_lowercase().contains("no space left"),
+        "the log says what was not kept: {log}"
+    );
     drop(disk);
     let second = api.ended(api.trigger(job).await, LIMIT).await;
     assert_eq!(second["status"], json!(10), "{second:#}");
-    let artifacts = api.get(&format!("v2/accounts/{{a}}/runs/{}/artifacts/", second["id"])).await;
-    assert!(artifacts.as_array().unwrap().iter().any(|path| path == "manifest.json"), "{artifacts}");
+    let artifacts = api
+        .get(&format!("v2/accounts/{{a}}/runs/{}/artifacts/", second["id"]))
+        .await;
+    assert!(
+        artifacts.as_array().unwrap().iter().any(|path| path == "manifest.json"),
+        "{artifacts}"
+    );
     installation.stop().await;
 }

@@ -104,7 +104,8 @@ impl Uploads {
         self.seen = seen;
         for outgoing in taken {
             let (uplink, halt, permits) = (self.uplink.clone(), self.halt.clone(), self.permits.clone());
-            self.tasks.spawn(async move { send(&uplink, &halt, &permits, outgoing).await });
+            self.tasks
+                .spawn(async move { send(&uplink, &halt, &permits, outgoing).await });
         }
         result
     }
@@ -127,7 +128,9 @@ impl Uploads {
             if patience.is_zero() || tokio::time::Instant::now() >= deadline {
                 let late = self.tasks.len();
                 self.tasks.shutdown().await;
-                self.saved.failed.push((0, format!("{late} files"), "they took too long".to_owned()));
+                self.saved
+                    .failed
+                    .push((0, format!("{late} files"), "they took too long".to_owned()));
             }
         }
         std::mem::take(&mut self.saved)
@@ -159,7 +162,11 @@ async fn send(uplink: &Uplink, halt: &Halt, permits: &Semaphore, outgoing: Outgo
     } else {
         "dbt.log".to_owned()
     };
-    Sent { step: outgoing.step, path, result }
+    Sent {
+        step: outgoing.step,
+        path,
+        result,
+    }
 }
 
 fn take_changed(
@@ -197,7 +204,9 @@ fn take_changed(
             if seen.get(&path) == Some(&mark) {
                 continue;
             }
-            let Ok(inside) = path.strip_prefix(target) else { continue };
+            let Ok(inside) = path.strip_prefix(target) else {
+                continue;
+            };
             let Some(inside) = inside.to_str().filter(|inside| inside.parse::<ArtifactPath>().is_ok()) else {
                 result = Err(format!("{} has a name that cannot be kept", path.display()));
                 continue;
@@ -227,7 +236,10 @@ fn copy_redacted(from: &Path, to: &Path, redactor: &Redactor) -> io::Result<()> 
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let text = from.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| TEXT.contains(&ending));
+    let text = from
+        .extension()
+        .and_then(|ending| ending.to_str())
+        .is_some_and(|ending| TEXT.contains(&ending));
     if text {
         redactor.copy(File::open(from)?, File::create(to)?)?;
     } else {
@@ -239,7 +251,10 @@ fn copy_redacted(from: &Path, to: &Path, redactor: &Redactor) -> io::Result<()> 
 /// dbt's debug log with what it rotated away, oldest first.
 fn take_log(step: u32, logs: &Path, outbox: &Path, redactor: &Redactor, taken: &mut Vec<Outgoing>) -> io::Result<()> {
     let rotated = (1..=9).rev().map(|number| logs.join(format!("dbt.log.{number}")));
-    let files: Vec<PathBuf> = rotated.chain([logs.join("dbt.log")]).filter(|file| file.is_file()).collect();
+    let files: Vec<PathBuf> = rotated
+        .chain([logs.join("dbt.log")])
+        .filter(|file| file.is_file())
+        .collect();
     if files.is_empty() {
         return Ok(());
     }
@@ -278,7 +293,10 @@ mod tests {
         let mut paths: Vec<String> = taken.iter().map(|outgoing| outgoing.parts.join("/")).collect();
         paths.sort();
         assert_eq!(paths, ["artifacts/3/compiled/shop/a.sql", "artifacts/3/manifest.json"]);
-        assert_eq!(std::fs::read_to_string(outbox.join("manifest.json")).unwrap(), r#"{"x": "*****"}"#);
+        assert_eq!(
+            std::fs::read_to_string(outbox.join("manifest.json")).unwrap(),
+            r#"{"x": "*****"}"#
+        );
 
         taken.clear();
         std::fs::write(target.join("run_results.json"), "{}").unwrap();

@@ -2,8 +2,25 @@
 
 /// Subcommands of dbt; the first argument that is one of them is the command.
 const SUBCOMMANDS: [&str; 19] = [
-    "build", "clean", "clone", "compile", "debug", "deps", "docs", "init", "list", "ls", "parse",
-    "retry", "run", "run-operation", "seed", "show", "snapshot", "source", "test",
+    "build",
+    "clean",
+    "clone",
+    "compile",
+    "debug",
+    "deps",
+    "docs",
+    "init",
+    "list",
+    "ls",
+    "parse",
+    "retry",
+    "run",
+    "run-operation",
+    "seed",
+    "show",
+    "snapshot",
+    "source",
+    "test",
 ];
 /// Subcommands that compare with or fall back to the state of another run.
 const DEFERRABLE: [&str; 11] = [
@@ -53,9 +70,7 @@ impl Command {
         self.argv.iter().any(|word| {
             word == long
                 || word.strip_prefix(long).is_some_and(|rest| rest.starts_with('='))
-                || short.is_some_and(|short| {
-                    word.strip_prefix(short).is_some_and(|_| !word.starts_with("--"))
-                })
+                || short.is_some_and(|short| word.strip_prefix(short).is_some_and(|_| !word.starts_with("--")))
         })
     }
 
@@ -137,16 +152,28 @@ mod tests {
     #[test]
     fn quotes_are_read_as_a_shell_reads_them() {
         for (line, expected) in [
-            (r#"dbt run --vars '{"a": "b c"}'"#, vec!["run", "--vars", r#"{"a": "b c"}"#]),
+            (
+                r#"dbt run --vars '{"a": "b c"}'"#,
+                vec!["run", "--vars", r#"{"a": "b c"}"#],
+            ),
             (r#"dbt run --vars "{\"a\": 1}""#, vec!["run", "--vars", r#"{"a": 1}"#]),
             (r"dbt run -s my\ model", vec!["run", "-s", "my model"]),
-            ("dbt  build\n  --select a+  # all of it", vec!["build", "--select", "a+"]),
-            ("dbt run --select $HOME `id` $(id) ; id | cat > x && y", vec![
-                "run", "--select", "$HOME", "`id`", "$(id)", ";", "id", "|", "cat", ">", "x", "&&", "y",
-            ]),
+            (
+                "dbt  build\n  --select a+  # all of it",
+                vec!["build", "--select", "a+"],
+            ),
+            (
+                "dbt run --select $HOME `id` $(id) ; id | cat > x && y",
+                vec![
+                    "run", "--select", "$HOME", "`id`", "$(id)", ";", "id", "|", "cat", ">", "x", "&&", "y",
+                ],
+            ),
             ("dbt run -s ''", vec!["run", "-s", ""]),
         ] {
-            let expected: Vec<&str> = expected.into_iter().chain(["--target", "prod", "--profile", "user"]).collect();
+            let expected: Vec<&str> = expected
+                .into_iter()
+                .chain(["--target", "prod", "--profile", "user"])
+                .collect();
             assert_eq!(arguments(line), expected, "{line}");
         }
     }
@@ -160,13 +187,24 @@ mod tests {
 
     #[test]
     fn what_was_given_is_not_given_again() {
-        for line in ["dbt run --target x", "dbt run -t x", "dbt run --target=x", "dbt run -tx"] {
+        for line in [
+            "dbt run --target x",
+            "dbt run -t x",
+            "dbt run --target=x",
+            "dbt run -tx",
+        ] {
             assert!(!arguments(line).contains(&"prod".to_owned()), "{line}");
         }
-        assert_eq!(arguments("dbt run --profile=p"), ["run", "--profile=p", "--target", "prod"]);
+        assert_eq!(
+            arguments("dbt run --profile=p"),
+            ["run", "--profile=p", "--target", "prod"]
+        );
         assert!(arguments("dbt run --threads 4 --fail-fast").contains(&"prod".to_owned()));
         assert_eq!(arguments("dbt --version"), ["--version"]);
-        assert_eq!(arguments("dbt --log-format json --debug build")[..3], ["--log-format", "json", "--debug"]);
+        assert_eq!(
+            arguments("dbt --log-format json --debug build")[..3],
+            ["--log-format", "json", "--debug"]
+        );
     }
 
     #[test]
@@ -188,13 +226,20 @@ mod tests {
 
     #[test]
     fn vars_are_found() {
-        for (line, vars) in [("dbt run --vars '{a: 1}'", "{a: 1}"), ("dbt run --vars={a: 1", "{a:"), ("dbt run", "")] {
+        for (line, vars) in [
+            ("dbt run --vars '{a: 1}'", "{a: 1}"),
+            ("dbt run --vars={a: 1", "{a:"),
+            ("dbt run", ""),
+        ] {
             assert_eq!(Command::parse(line).unwrap().vars(), vars, "{line}");
         }
     }
 
     #[test]
     fn a_command_is_shown_as_it_could_be_typed() {
-        assert_eq!(show(&["run".into(), "--vars".into(), "{a: b}".into()]), "dbt run --vars '{a: b}'");
+        assert_eq!(
+            show(&["run".into(), "--vars".into(), "{a: b}".into()]),
+            "dbt run --vars '{a: b}'"
+        );
     }
 }

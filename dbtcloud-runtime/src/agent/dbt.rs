@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::engine::{
-    Canceller, Engine, EngineConfig, EngineError, EnvironmentSpec, EnvironmentStore, Invocation,
-    PreparedEngine, Reply, Sink,
+    Canceller, Engine, EngineConfig, EngineError, EnvironmentSpec, EnvironmentStore, Invocation, PreparedEngine, Reply,
+    Sink,
 };
 use crate::protocol::RunPlan;
 
@@ -103,7 +103,8 @@ impl Source for FromEngine {
 #[async_trait]
 impl Dbt for PreparedEngine {
     fn version(&self) -> Option<String> {
-        self.environment().map(|environment| environment.info.dbt_version.clone())
+        self.environment()
+            .map(|environment| environment.info.dbt_version.clone())
     }
 
     fn identity(&self) -> (String, String) {

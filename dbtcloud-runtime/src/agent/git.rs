@@ -68,8 +68,14 @@ pub(super) async fn check_out(
 ) -> Result<Checkout, String> {
     check_url(&source.url)?;
     check_place(&source.url, places.cache)?;
-    for name in [source.branch.as_deref(), source.commit.as_deref()].into_iter().flatten() {
-        if name.is_empty() || name.starts_with('-') || name.contains(|c: char| c.is_control() || " ~^:?*[\\".contains(c)) {
+    for name in [source.branch.as_deref(), source.commit.as_deref()]
+        .into_iter()
+        .flatten()
+    {
+        if name.is_empty()
+            || name.starts_with('-')
+            || name.contains(|c: char| c.is_control() || " ~^:?*[\\".contains(c))
+        {
             return Err(format!("'{name}' is no name of a branch, tag or commit."));
         }
     }
@@ -125,7 +131,11 @@ fn private_file(path: &Path, content: &str, mode: u32) -> Result<(), String> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(mode).open(path)?;
+        let mut file = std::fs::OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(mode)
+            .open(path)?;
         file.write_all(content.as_bytes())
     };
     write().map_err(|error| format!("{} cannot be written: {error}.", path.display()))
@@ -181,7 +191,10 @@ impl Git {
                 private_file(&askpass, ASKPASS, 0o700)?;
                 set("GIT_ASKPASS", &askpass.to_string_lossy());
                 set("DBTCLOUD_GIT_SITE", &site(&source.url));
-                set("DBTCLOUD_GIT_USERNAME", if username.is_empty() { "git" } else { username });
+                set(
+                    "DBTCLOUD_GIT_USERNAME",
+                    if username.is_empty() { "git" } else { username },
+                );
                 set("DBTCLOUD_GIT_TOKEN", token);
             }
             GitLogin::DeployKey { private_key } => {
@@ -213,7 +226,9 @@ impl Git {
     }
 
     async fn execute(&self, command: std::process::Command, console: Option<&mut Console>) -> Result<Ran, String> {
-        process::run(command, console).await.map_err(|error| format!("git cannot be run: {error}."))
+        process::run(command, console)
+            .await
+            .map_err(|error| format!("git cannot be run: {error}."))
     }
 
     async fn run(&self, dir: &Path, args: &[&str], console: Option<&mut Console>) -> Result<Ran, String> {
@@ -241,7 +256,10 @@ impl Git {
         places: Places<'_>,
         console: &mut Console,
     ) -> Result<Checkout, String> {
-        let name = format!("{account}-{}", hex::encode(&Sha256::digest(source.url.as_bytes())[..10]));
+        let name = format!(
+            "{account}-{}",
+            hex::encode(&Sha256::digest(source.url.as_bytes())[..10])
+        );
         let mirror = places.cache.join("git").join(format!("{name}.git"));
         let lock = process::lock(&places.cache.join("git").join(format!("{name}.lock")), LOCK_LIMIT)
             .await
@@ -251,7 +269,19 @@ impl Git {
             let fresh = places.cache.join("git").join(format!("{name}.new"));
             let _ = std::fs::remove_dir_all(&fresh);
             let path = fresh.to_string_lossy().into_owned();
-            self.must(places.cache, &["init", "--quiet", "--bare", "--template=", "--initial-branch=dbtcloud/unknown", &path], "No local copy can be made").await?;
+            self.must(
+                places.cache,
+                &[
+                    "init",
+                    "--quiet",
+                    "--bare",
+                    "--template=",
+                    "--initial-branch=dbtcloud/unknown",
+                    &path,
+                ],
+                "No local copy can be made",
+            )
+            .await?;
             std::fs::rename(&fresh, &mirror).map_err(|e| format!("No local copy can be made: {e}."))?;
         }
         let (sha, branch) = self.resolve(source, &mirror, console).await?;
@@ -259,16 +289,34 @@ impl Git {
         // Objects stay in the mirror, which never drops any while a run may use them.
         let failed = |e: std::io::Error| format!("{} cannot be set up: {e}.", places.checkout.display());
         std::fs::create_dir_all(places.checkout).map_err(failed)?;
-        self.must(places.checkout, &["init", "--quiet", "--template="], "The checkout cannot be set up").await?;
+        self.must(
+            places.checkout,
+            &["init", "--quiet", "--template="],
+            "The checkout cannot be set up",
+        )
+        .await?;
         let info = places.checkout.join(".git/objects/info");
         let objects = mirror.canonicalize().map_err(failed)?.join("objects");
         std::fs::create_dir_all(&info).map_err(failed)?;
         std::fs::write(info.join("alternates"), format!("{}\n", objects.display())).map_err(failed)?;
-        self.must(places.checkout, &["checkout", "--quiet", "--force", "--detach", &sha], "The commit cannot be checked out").await?;
+        self.must(
+            places.checkout,
+            &["checkout", "--quiet", "--force", "--detach", &sha],
+            "The commit cannot be checked out",
+        )
+        .await?;
         drop(lock);
         if places.checkout.join(".gitmodules").is_file() {
             console.line("Fetching submodules").await;
-            let args = ["submodule", "update", "--init", "--recursive", "--depth", "1", "--quiet"];
+            let args = [
+                "submodule",
+                "update",
+                "--init",
+                "--recursive",
+                "--depth",
+                "1",
+                "--quiet",
+            ];
             let mut command = self.command(places.checkout, &args);
             // What a repository names is not what its owner was asked for: no files of this host.
             if !source.url.starts_with("file://") && !source.url.starts_with('/') {
@@ -279,7 +327,10 @@ impl Git {
                 return Err(format!("The submodules cannot be fetched: {}", last_line(&ran.stderr)));
             }
         }
-        let subject = self.ask(places.checkout, &["log", "-1", "--format=%s"]).await?.unwrap_or_default();
+        let subject = self
+            .ask(places.checkout, &["log", "-1", "--format=%s"])
+            .await?
+            .unwrap_or_default();
         let at = branch.as_ref().map_or(String::new(), |branch| format!(" of {branch}"));
         console.line(&format!("Checked out {sha}{at}: {subject}")).await;
         let project = project_dir(places.checkout, source.subdirectory.as_deref())?;
@@ -302,7 +353,16 @@ impl Git {
         }
         console.line(&format!("Fetching {url}")).await;
         let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
-        let mut args = vec!["fetch", "--quiet", "--prune", "--no-auto-gc", "--no-recurse-submodules", "--update-head-ok", "--", url];
+        let mut args = vec![
+            "fetch",
+            "--quiet",
+            "--prune",
+            "--no-auto-gc",
+            "--no-recurse-submodules",
+            "--update-head-ok",
+            "--",
+            url,
+        ];
         args.extend(everything);
         let fetched = self.run(mirror, &args, Some(console)).await?;
         if !fetched.success {
@@ -314,13 +374,19 @@ impl Git {
             return match (trouble(&fetched.stderr), known) {
                 (Trouble::Away, Some((sha, branch))) => {
                     console
-                        .line(&format!("WARN: {url} cannot be reached; the local copy of {branch} is used: {}", last_line(&fetched.stderr)))
+                        .line(&format!(
+                            "WARN: {url} cannot be reached; the local copy of {branch} is used: {}",
+                            last_line(&fetched.stderr)
+                        ))
                         .await;
                     Ok((sha, Some(branch)))
                 }
                 (Trouble::Away, None) => Err(format!("{url} cannot be reached: {}", last_line(&fetched.stderr))),
                 (Trouble::Login, _) => Err(format!("Logging in to {url} failed: {}", last_line(&fetched.stderr))),
-                (Trouble::Missing, _) => Err(format!("{url} does not exist, or may not be seen with these credentials: {}", last_line(&fetched.stderr))),
+                (Trouble::Missing, _) => Err(format!(
+                    "{url} does not exist, or may not be seen with these credentials: {}",
+                    last_line(&fetched.stderr)
+                )),
             };
         }
         if let Some(commit) = &source.commit {
@@ -346,12 +412,22 @@ impl Git {
             }
             return Err(format!("branch '{branch}' does not exist in {url}"));
         }
-        let head = self.ask(mirror, &["ls-remote", "--symref", "--", url, "HEAD"]).await?.unwrap_or_default();
-        let branch = head.lines().find_map(|line| line.strip_prefix("ref: refs/heads/")?.split('\t').next());
+        let head = self
+            .ask(mirror, &["ls-remote", "--symref", "--", url, "HEAD"])
+            .await?
+            .unwrap_or_default();
+        let branch = head
+            .lines()
+            .find_map(|line| line.strip_prefix("ref: refs/heads/")?.split('\t').next());
         let Some(branch) = branch else {
             return Err(format!("{url} has no default branch; is it empty?"));
         };
-        self.must(mirror, &["symbolic-ref", "HEAD", &format!("refs/heads/{branch}")], "The default branch cannot be kept").await?;
+        self.must(
+            mirror,
+            &["symbolic-ref", "HEAD", &format!("refs/heads/{branch}")],
+            "The default branch cannot be kept",
+        )
+        .await?;
         match self.named(mirror, branch).await? {
             Some((sha, branch)) => Ok((sha, Some(branch))),
             None => Err(format!("{url} has no commit on its default branch '{branch}'")),
@@ -362,7 +438,11 @@ impl Git {
         if commit.len() < 7 || commit.len() > 64 || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(None);
         }
-        self.ask(mirror, &["rev-parse", "--quiet", "--verify", &format!("{commit}^{{commit}}")]).await
+        self.ask(
+            mirror,
+            &["rev-parse", "--quiet", "--verify", &format!("{commit}^{{commit}}")],
+        )
+        .await
     }
 
     async fn named(&self, mirror: &Path, name: &str) -> Result<Option<(String, String)>, String> {
@@ -376,7 +456,10 @@ impl Git {
     }
 
     async fn default_of_mirror(&self, mirror: &Path) -> Result<Option<(String, String)>, String> {
-        match self.ask(mirror, &["symbolic-ref", "--quiet", "--short", "HEAD"]).await? {
+        match self
+            .ask(mirror, &["symbolic-ref", "--quiet", "--short", "HEAD"])
+            .await?
+        {
             Some(branch) => self.named(mirror, &branch).await,
             None => Ok(None),
         }
@@ -386,9 +469,15 @@ impl Git {
 /// The folder of the project, if it is one and inside the checkout.
 fn project_dir(checkout: &Path, subdirectory: Option<&str>) -> Result<PathBuf, String> {
     let inside = subdirectory.unwrap_or_default().trim_matches('/');
-    let place = if inside.is_empty() { "the repository".to_owned() } else { format!("folder '{inside}' of the repository") };
+    let place = if inside.is_empty() {
+        "the repository".to_owned()
+    } else {
+        format!("folder '{inside}' of the repository")
+    };
     let missing = || format!("{place} holds no dbt_project.yml");
-    let root = checkout.canonicalize().map_err(|e| format!("{} is gone: {e}.", checkout.display()))?;
+    let root = checkout
+        .canonicalize()
+        .map_err(|e| format!("{} is gone: {e}.", checkout.display()))?;
     let project = root.join(inside).canonicalize().map_err(|_| missing())?;
     if !project.starts_with(&root) {
         return Err(format!("{place} lies outside of it"));
@@ -421,8 +510,11 @@ fn trouble(stderr: &str) -> Trouble {
         "invalid format",
     ]) {
         Trouble::Login
-    } else if any(&["Repository not found", "returned error: 404", "ERROR: The project you were looking for"])
-        || (stderr.contains("repository '") && stderr.contains("' not found"))
+    } else if any(&[
+        "Repository not found",
+        "returned error: 404",
+        "ERROR: The project you were looking for",
+    ]) || (stderr.contains("repository '") && stderr.contains("' not found"))
     {
         Trouble::Missing
     } else {
@@ -443,7 +535,9 @@ fn last_line(text: &str) -> String {
     let line = text.lines().rev().map(str::trim).find(|line| {
         !line.is_empty() && *line != "and the repository exists." && !line.starts_with("Please make sure")
     });
-    line.unwrap_or("git says nothing").trim_start_matches("fatal: ").to_owned()
+    line.unwrap_or("git says nothing")
+        .trim_start_matches("fatal: ")
+        .to_owned()
 }
 
 fn quote(text: &str) -> String {

@@ -60,7 +60,10 @@ impl Work {
             None => {
                 let source = &self.plan;
                 console
-                    .line(&format!("Waiting for dbt {} with adapter {}", source.dbt_version, source.profile.adapter))
+                    .line(&format!(
+                        "Waiting for dbt {} with adapter {}",
+                        source.dbt_version, source.profile.adapter
+                    ))
                     .await;
                 let halt = self.halt.clone();
                 tokio::select! {
@@ -165,7 +168,9 @@ impl Work {
         let grace = Duration::from_secs(self.plan.grace_seconds);
         let sessions = std::sync::Mutex::new(None);
         let hook = async {
-            let (Ok(made), Some(python)) = (&self.profile, dbt.python()) else { return };
+            let (Ok(made), Some(python)) = (&self.profile, dbt.python()) else {
+                return;
+            };
             let environment = self.environment();
             let work = profile::end_sessions(&self.plan, made, &python, &environment);
             let ended = tokio::time::timeout(SESSIONS_LIMIT, work)
@@ -214,7 +219,9 @@ impl Work {
         let exit = reply.exit;
         let (target, invocation) = (self.folders.of("target"), exit.invocation_id.clone());
         let settled = tokio::task::spawn_blocking(move || {
-            let (verdict, reports) = heard.nodes.settle(step, exit.status, invocation.as_deref(), &target, now());
+            let (verdict, reports) = heard
+                .nodes
+                .settle(step, exit.status, invocation.as_deref(), &target, now());
             (verdict, reports, heard.error)
         });
         let Ok((verdict, reports, error)) = settled.await else {
@@ -228,7 +235,9 @@ impl Work {
             ExitStatus::Signal(_) => None,
         };
         let cpu = Duration::from_micros(exit.usage.user_us + exit.usage.system_us);
-        let afresh = reply.fallback_reason.map_or(String::new(), |reason| format!(", no warm start: {reason}"));
+        let afresh = reply
+            .fallback_reason
+            .map_or(String::new(), |reason| format!(", no warm start: {reason}"));
         console
             .line(&format!(
                 "[{}, CPU {:.1} s, peak memory {} MiB{afresh}]",
@@ -237,7 +246,12 @@ impl Work {
                 exit.usage.max_rss_kib.div_ceil(1024)
             ))
             .await;
-        let end = End { status: StepStatus::Success, exit_code, message: None, backend: Some(reply.backend.to_owned()) };
+        let end = End {
+            status: StepStatus::Success,
+            exit_code,
+            message: None,
+            backend: Some(reply.backend.to_owned()),
+        };
         let status = match (verdict.outcome, &stopped) {
             (Outcome::Success, _) => return end,
             (Outcome::Warn, _) => StepStatus::Warned,
@@ -245,7 +259,9 @@ impl Work {
             (Outcome::Error, None) => StepStatus::Error,
         };
         let message = match (status, stopped) {
-            (StepStatus::Cancelled, Some((_, how))) => Some(format!("{how} ({}); no process of it is left", said(exit.status))),
+            (StepStatus::Cancelled, Some((_, how))) => {
+                Some(format!("{how} ({}); no process of it is left", said(exit.status)))
+            }
             (StepStatus::Error, _) => Some(why(exit.status, &verdict, error, &console.tail())),
             _ => None,
         };
@@ -260,14 +276,20 @@ impl Work {
     fn tell_version(&mut self, version: Option<String>) {
         if let Some(version) = version.filter(|_| !self.told_version) {
             self.told_version = true;
-            let patch = dbtcloud_core::ports::RunPatch { dbt_version: Some(version), ..Default::default() };
+            let patch = dbtcloud_core::ports::RunPatch {
+                dbt_version: Some(version),
+                ..Default::default()
+            };
             self.reporter.run(None, patch);
         }
     }
 
     fn parse_cache(&self) -> (ParseCache, String) {
         let dir = self.config.cache_dir.join("parse").join(self.plan.account.to_string());
-        (ParseCache::new(dir), format!("environment {} job {}", self.plan.environment, self.plan.job))
+        (
+            ParseCache::new(dir),
+            format!("environment {} job {}", self.plan.environment, self.plan.job),
+        )
     }
 
     fn parse_key(&self, dbt: &dyn Dbt, vars: &str) -> Option<ParseKey> {
@@ -284,7 +306,9 @@ impl Work {
 
     /// Puts parse state of an earlier run of the job in place.
     async fn restore_parse_state(&mut self, dbt: &dyn Dbt, command: &Command, console: &mut Console) {
-        let Some(key) = self.parse_key(dbt, command.vars()) else { return };
+        let Some(key) = self.parse_key(dbt, command.vars()) else {
+            return;
+        };
         let (cache, scope) = self.parse_cache();
         let place = self.parse_file();
         let restored = tokio::task::spawn_blocking(move || cache.restore(&scope, &key, &place)).await;
@@ -292,10 +316,15 @@ impl Work {
             Ok(Ok(Restored::Differs(parts))) => {
                 let parts: Vec<String> = parts.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
                 console
-                    .line(&format!("Parsing in full: {} changed since the last run of this job", parts.join(", ")))
+                    .line(&format!(
+                        "Parsing in full: {} changed since the last run of this job",
+                        parts.join(", ")
+                    ))
                     .await;
             }
-            Ok(Ok(Restored::Exact | Restored::OtherCommit)) => self.parse_state = ParseState::Restored(self.parse_mark()),
+            Ok(Ok(Restored::Exact | Restored::OtherCommit)) => {
+                self.parse_state = ParseState::Restored(self.parse_mark())
+            }
             Ok(Ok(Restored::Nothing)) => {}
             Ok(Err(error)) => tracing::warn!(error = %chain(&error), "parse state cannot be used"),
             Err(_) => tracing::warn!("parse state cannot be used"),
@@ -313,7 +342,9 @@ impl Work {
         if before == ParseState::Restored(mark) {
             return;
         }
-        let Some(key) = self.parse_key(dbt, command.vars()) else { return };
+        let Some(key) = self.parse_key(dbt, command.vars()) else {
+            return;
+        };
         let (cache, scope) = self.parse_cache();
         let place = self.parse_file();
         let kept = tokio::task::spawn_blocking(move || cache.store(&scope, &key, &place)).await;
@@ -340,12 +371,7 @@ fn said(status: ExitStatus) -> String {
 }
 
 /// Why a command failed: its nodes, else dbt's own word, else the end of what it printed.
-fn why(
-    status: ExitStatus,
-    verdict: &crate::engine::results::Verdict,
-    error: Option<String>,
-    tail: &str,
-) -> String {
+fn why(status: ExitStatus, verdict: &crate::engine::results::Verdict, error: Option<String>, tail: &str) -> String {
     if status == ExitStatus::Code(1)
         && let Some(text) = nodes::failures(verdict)
     {
@@ -370,7 +396,9 @@ fn last_error(tail: &str) -> String {
     let found = lines.iter().rev().find(|line| line.contains("Error")).or(lines.last());
     let line = found.copied().unwrap_or_default();
     match line.split_once("  ") {
-        Some((clock, rest)) if clock.len() == 8 && clock.bytes().all(|b| b.is_ascii_digit() || b == b':') => rest.trim().to_owned(),
+        Some((clock, rest)) if clock.len() == 8 && clock.bytes().all(|b| b.is_ascii_digit() || b == b':') => {
+            rest.trim().to_owned()
+        }
         _ => line.to_owned(),
     }
 }
@@ -381,7 +409,10 @@ mod tests {
 
     #[test]
     fn the_last_error_is_found() {
-        assert_eq!(last_error("12:00:01  Running\n12:00:02  Runtime Error: no profile\n12:00:03  see docs\n"), "Runtime Error: no profile");
+        assert_eq!(
+            last_error("12:00:01  Running\n12:00:02  Runtime Error: no profile\n12:00:03  see docs\n"),
+            "Runtime Error: no profile"
+        );
         assert_eq!(last_error("Usage: dbt\n\nno such option\n"), "no such option");
         assert_eq!(last_error(""), "");
     }

@@ -85,7 +85,11 @@ impl Nodes {
         let verdict = results::reconcile(exit, invocation, &self.events, file.as_ref());
         let mut reports = Vec::new();
         for (unique_id, node) in &verdict.nodes {
-            let status = if node.outcome == NodeOutcome::Interrupted { INTERRUPTED } else { &node.status };
+            let status = if node.outcome == NodeOutcome::Interrupted {
+                INTERRUPTED
+            } else {
+                &node.status
+            };
             let told = self.told.entry(unique_id.clone()).or_default();
             if told.status == status {
                 continue;
@@ -109,11 +113,15 @@ impl Nodes {
 }
 
 fn kind_of(unique_id: &str, told: Option<&str>) -> String {
-    told.or_else(|| unique_id.split('.').next()).unwrap_or_default().to_owned()
+    told.or_else(|| unique_id.split('.').next())
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn name_of(unique_id: &str, told: Option<&str>) -> String {
-    told.or_else(|| unique_id.splitn(3, '.').nth(2)).unwrap_or(unique_id).to_owned()
+    told.or_else(|| unique_id.splitn(3, '.').nth(2))
+        .unwrap_or(unique_id)
+        .to_owned()
 }
 
 /// Which nodes failed, in a sentence, if any did.
@@ -153,11 +161,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut nodes = Nodes::default();
         let at = Timestamp::EPOCH;
-        assert!(nodes.take(4, event(r#"{"k":"start","id":"model.p.a","name":"a","type":"model"}"#), at).is_none());
-        let started = nodes.take(4, event(r#"{"k":"progress","id":"model.p.a","index":1,"total":2}"#), at).unwrap();
-        assert_eq!((started.status.as_str(), started.index, started.total), ("started", Some(1), Some(2)));
-        let done = nodes.take(4, event(r#"{"k":"finish","id":"model.p.a","result":"success","seconds":0.5}"#), at).unwrap();
-        assert_eq!((done.status.as_str(), done.index, done.name.as_str()), ("success", Some(1), "a"));
+        assert!(
+            nodes
+                .take(
+                    4,
+                    event(r#"{"k":"start","id":"model.p.a","name":"a","type":"model"}"#),
+                    at
+                )
+                .is_none()
+        );
+        let started = nodes
+            .take(4, event(r#"{"k":"progress","id":"model.p.a","index":1,"total":2}"#), at)
+            .unwrap();
+        assert_eq!(
+            (started.status.as_str(), started.index, started.total),
+            ("started", Some(1), Some(2))
+        );
+        let done = nodes
+            .take(
+                4,
+                event(r#"{"k":"finish","id":"model.p.a","result":"success","seconds":0.5}"#),
+                at,
+            )
+            .unwrap();
+        assert_eq!(
+            (done.status.as_str(), done.index, done.name.as_str()),
+            ("success", Some(1), "a")
+        );
         assert!(nodes.take(4, event(r#"{"k":"start","id":"model.p.b"}"#), at).is_none());
         std::fs::write(
             dir.path().join("run_results.json"),
@@ -165,17 +195,32 @@ mod tests {
         )
         .unwrap();
         let (verdict, reports) = nodes.settle(4, ExitStatus::Code(2), Some("i"), dir.path(), at);
-        let said: Vec<_> = reports.iter().map(|node| (node.name.as_str(), node.status.as_str(), node.resource_type.as_str())).collect();
-        assert_eq!(said, [("a", "error", "model"), ("b", "interrupted", "model"), ("t.x", "warn", "test")]);
+        let said: Vec<_> = reports
+            .iter()
+            .map(|node| (node.name.as_str(), node.status.as_str(), node.resource_type.as_str()))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ("a", "error", "model"),
+                ("b", "interrupted", "model"),
+                ("t.x", "warn", "test")
+            ]
+        );
         assert_eq!(failures(&verdict).unwrap(), "1 of 3 nodes failed: a");
     }
 
     #[test]
     fn an_older_file_is_no_evidence() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("run_results.json"), r#"{"metadata":{"invocation_id":"old"},"results":[{"unique_id":"model.p.a","status":"error"}]}"#).unwrap();
+        std::fs::write(
+            dir.path().join("run_results.json"),
+            r#"{"metadata":{"invocation_id":"old"},"results":[{"unique_id":"model.p.a","status":"error"}]}"#,
+        )
+        .unwrap();
         for invocation in [Some("new"), None] {
-            let (verdict, reports) = Nodes::default().settle(1, ExitStatus::Code(2), invocation, dir.path(), Timestamp::EPOCH);
+            let (verdict, reports) =
+                Nodes::default().settle(1, ExitStatus::Code(2), invocation, dir.path(), Timestamp::EPOCH);
             assert!(verdict.nodes.is_empty() && reports.is_empty());
         }
     }

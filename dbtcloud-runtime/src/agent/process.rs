@@ -91,7 +91,12 @@ pub(super) async fn run(command: std::process::Command, mut console: Option<&mut
 
 /// Takes an exclusive lock between processes; dropping the file releases it, and so does the end of the process.
 pub(super) async fn lock(path: &Path, limit: Duration) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
     let deadline = tokio::time::Instant::now() + limit;
     loop {
         match file.try_lock() {

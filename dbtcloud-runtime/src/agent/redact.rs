@@ -55,8 +55,7 @@ impl Redactor {
             }
         }
         spellings.retain(|spelling| {
-            std::str::from_utf8(spelling).map_or(spelling.len(), |text| text.chars().count())
-                >= SECRET_MIN_CHARS
+            std::str::from_utf8(spelling).map_or(spelling.len(), |text| text.chars().count()) >= SECRET_MIN_CHARS
         });
         Self::build(spellings)
     }
@@ -66,10 +65,7 @@ impl Redactor {
     ///
     /// # Errors
     /// As [`Redactor::new`].
-    pub(super) fn for_artifacts<'a>(
-        secrets: impl IntoIterator<Item = &'a str>,
-        public: &[&str],
-    ) -> Result<Self> {
+    pub(super) fn for_artifacts<'a>(secrets: impl IntoIterator<Item = &'a str>, public: &[&str]) -> Result<Self> {
         let kept = secrets.into_iter().filter(|secret| {
             secret.chars().count() >= ARTIFACT_SECRET_MIN_CHARS
                 && !secret.chars().all(|c| c.is_ascii_digit() || ".-+eE".contains(c))
@@ -87,9 +83,10 @@ impl Redactor {
         spellings.retain(|spelling| {
             // A quotation mark would let a match reach over the edge of a JSON string.
             spelling.len() >= ARTIFACT_SECRET_MIN_CHARS
-                && !spelling.iter().enumerate().any(|(at, byte)| {
-                    *byte == b'"' && (at == 0 || spelling[at - 1] != b'\\')
-                })
+                && !spelling
+                    .iter()
+                    .enumerate()
+                    .any(|(at, byte)| *byte == b'"' && (at == 0 || spelling[at - 1] != b'\\'))
         });
         Self::build(spellings)
     }
@@ -171,10 +168,7 @@ impl Stream {
         while at < self.held.len() {
             if state == known.start {
                 let rest = &self.held[at..];
-                let Some(skip) = rest
-                    .iter()
-                    .position(|byte| known.begins[usize::from(*byte)])
-                else {
+                let Some(skip) = rest.iter().position(|byte| known.begins[usize::from(*byte)]) else {
                     self.open = 0;
                     break;
                 };
@@ -457,12 +451,17 @@ mod tests {
         let read: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!(read["adapter_type"], "postgres");
         assert_eq!(read["at"], 1_700_000_000);
-        assert_eq!((read["password"].as_str(), read["odd"].as_str()), (Some("*****"), Some("*****")));
+        assert_eq!(
+            (read["password"].as_str(), read["odd"].as_str()),
+            (Some("*****"), Some("*****"))
+        );
     }
 
     #[test]
     fn it_is_quick_and_small() {
-        let secrets: Vec<String> = (0..50).map(|n| format!("secret-number-{n}-{}", "x".repeat(200))).collect();
+        let secrets: Vec<String> = (0..50)
+            .map(|n| format!("secret-number-{n}-{}", "x".repeat(200)))
+            .collect();
         let redactor = Redactor::new(secrets.iter().map(String::as_str)).unwrap();
         let line = b"12:00:01  1 of 28 START sql table model main.orders ................ [RUN]\n".repeat(1000);
         let mut out = Vec::new();

@@ -45,7 +45,10 @@ const CONFLICT_TRIES: u32 = 3;
 #[derive(Debug)]
 enum Entry {
     /// So many bytes of the spool.
-    Log { step: u32, bytes: u64 },
+    Log {
+        step: u32,
+        bytes: u64,
+    },
     Step(StepState),
     Node(Box<NodeReport>),
     Run(Option<RunEvent>, RunPatch),
@@ -262,31 +265,20 @@ impl Reporter {
         loop {
             {
                 let queue = self.queue();
-                if queue.urgent
-                    || queue.spool.len() >= ENOUGH_BYTES
-                    || queue.entries.len() >= BATCH_LIMIT_ITEMS / 2
-                {
+                if queue.urgent || queue.spool.len() >= ENOUGH_BYTES || queue.entries.len() >= BATCH_LIMIT_ITEMS / 2 {
                     return;
                 }
                 if !queue.entries.is_empty() {
                     send_at = send_at.min(Instant::now() + COALESCE);
                 }
             }
-            if tokio::time::timeout_at(send_at, self.0.work.notified())
-                .await
-                .is_err()
-            {
+            if tokio::time::timeout_at(send_at, self.0.work.notified()).await.is_err() {
                 return;
             }
         }
     }
 
-    async fn send(
-        &self,
-        uplink: &Uplink,
-        report: &Report,
-        deadline: Instant,
-    ) -> Result<RunStatus, Ended> {
+    async fn send(&self, uplink: &Uplink, report: &Report, deadline: Instant) -> Result<RunStatus, Ended> {
         let frame = uplink::frame(report).map_err(|error| Ended::Refused(error.chain()))?;
         let (mut backoff, mut conflicts) = (Backoff::default(), 0);
         loop {
@@ -295,10 +287,9 @@ impl Reporter {
                     self.0.heard.send_if_modified(|heard| !std::mem::replace(heard, true));
                     return Ok(ack.status);
                 }
-                Ok(ack) => dbtcloud_core::Error::conflict(format!(
-                    "report {} was answered with {}",
-                    report.number, ack.number
-                )),
+                Ok(ack) => {
+                    dbtcloud_core::Error::conflict(format!("report {} was answered with {}", report.number, ack.number))
+                }
                 Err(error) => error,
             };
             match error.kind() {
@@ -403,10 +394,7 @@ impl Queue {
                 Some(Entry::Log { .. }) | None => {}
             }
         }
-        self.urgent = self
-            .entries
-            .iter()
-            .any(|entry| matches!(entry, Entry::Run(Some(_), _)));
+        self.urgent = self.entries.iter().any(|entry| matches!(entry, Entry::Run(Some(_), _)));
         report
     }
 }

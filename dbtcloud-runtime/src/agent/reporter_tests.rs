@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use dbtcloud_contract::wait::until;
 use dbtcloud_core::Timestamp;
@@ -80,7 +80,10 @@ fn a_step_is_over_after_its_log_and_once_per_batch() {
         }
         assert!(report.encode().is_ok());
     }
-    assert_eq!(reports.iter().filter_map(|report| report.event).collect::<Vec<_>>(), [RunEvent::Started, RunEvent::Succeeded]);
+    assert_eq!(
+        reports.iter().filter_map(|report| report.event).collect::<Vec<_>>(),
+        [RunEvent::Started, RunEvent::Succeeded]
+    );
 }
 
 #[test]
@@ -171,7 +174,9 @@ async fn it_gives_up_at_the_deadline_and_on_conflicts() {
         plane.seen().fault = fault;
         let (reporter, halt) = (Reporter::new(dir.path().to_path_buf(), 1 << 20), Halt::default());
         reporter.run(Some(RunEvent::Started), RunPatch::default());
-        let ended = reporter.deliver(&uplink, &halt, Instant::now() + Duration::from_secs(1)).await;
+        let ended = reporter
+            .deliver(&uplink, &halt, Instant::now() + Duration::from_secs(1))
+            .await;
         assert_eq!(ended, expected);
         assert!(halt.reason().is_some_and(|reason| reason.is_silent()));
         // Whoever still talks is not held up.

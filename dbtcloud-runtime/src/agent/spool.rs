@@ -141,7 +141,12 @@ mod tests {
     /// Bytes that tell their place, `251` being no divisor of any size here.
     fn sample(from: u64, count: usize) -> Vec<u8> {
         let pattern: Vec<u8> = (0..251).collect();
-        pattern.into_iter().cycle().skip((from % 251) as usize).take(count).collect()
+        pattern
+            .into_iter()
+            .cycle()
+            .skip((from % 251) as usize)
+            .take(count)
+            .collect()
     }
 
     proptest! {

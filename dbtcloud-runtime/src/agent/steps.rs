@@ -73,15 +73,28 @@ pub(super) struct End {
 
 impl End {
     pub(super) fn success() -> Self {
-        Self { status: StepStatus::Success, exit_code: None, message: None, backend: None }
+        Self {
+            status: StepStatus::Success,
+            exit_code: None,
+            message: None,
+            backend: None,
+        }
     }
 
     pub(super) fn error(message: impl Into<String>) -> Self {
-        Self { status: StepStatus::Error, message: Some(message.into()), ..Self::success() }
+        Self {
+            status: StepStatus::Error,
+            message: Some(message.into()),
+            ..Self::success()
+        }
     }
 
     pub(super) fn cancelled(message: impl Into<String>) -> Self {
-        Self { status: StepStatus::Cancelled, message: Some(message.into()), ..Self::success() }
+        Self {
+            status: StepStatus::Cancelled,
+            message: Some(message.into()),
+            ..Self::success()
+        }
     }
 }
 
@@ -94,7 +107,12 @@ pub(super) fn prepare(source: Arc<dyn Source>, plan: Arc<RunPlan>) -> Preparing 
         tokio::spawn(async move { warming.warm_up().await });
         Ok(dbt)
     });
-    async move { task.await.unwrap_or_else(|_| Err("dbt cannot be made ready".to_owned())) }.boxed().shared()
+    async move {
+        task.await
+            .unwrap_or_else(|_| Err("dbt cannot be made ready".to_owned()))
+    }
+    .boxed()
+    .shared()
 }
 
 pub(super) fn now() -> Timestamp {
@@ -201,7 +219,11 @@ impl Work {
             patch.message = Some(self.message(&format!("{count} artifacts could not be saved; {path}: {why}")));
         }
         for (step, path, why) in &saved.failed {
-            let step = if *step == 0 { self.plan.steps.last().map_or(1, |step| step.index) } else { *step };
+            let step = if *step == 0 {
+                self.plan.steps.last().map_or(1, |step| step.index)
+            } else {
+                *step
+            };
             let line = format!("WARN: artifact {path} could not be saved: {why}\n");
             self.reporter.log(step, self.redactor.text(&line).as_bytes()).await;
         }
@@ -213,7 +235,9 @@ impl Work {
             (StepKind::Clone, _) => self.clone_repository(console).await,
             (StepKind::Profile, _) => self.write_profile(console).await,
             (StepKind::Deps, _) if !self.has_packages() => {
-                console.line("No packages.yml or dependencies.yml: nothing to install.").await;
+                console
+                    .line("No packages.yml or dependencies.yml: nothing to install.")
+                    .await;
                 End::success()
             }
             (_, Some(command)) => match Command::parse(command) {
@@ -230,7 +254,9 @@ impl Work {
     fn has_packages(&self) -> bool {
         let project = self.checkout.as_ref().map(|checkout| &checkout.project);
         project.is_none_or(|project| {
-            ["packages.yml", "dependencies.yml"].iter().any(|file| project.join(file).exists())
+            ["packages.yml", "dependencies.yml"]
+                .iter()
+                .any(|file| project.join(file).exists())
         })
     }
 
@@ -277,14 +303,21 @@ impl Work {
         let end = match &self.profile {
             Ok(made) => {
                 for field in &made.ignored {
-                    console.line(&format!("WARN: field '{field}' of the connection or its credentials is not known and left out")).await;
+                    console
+                        .line(&format!(
+                            "WARN: field '{field}' of the connection or its credentials is not known and left out"
+                        ))
+                        .await;
                 }
                 match profile::write(made, &self.folders.of(".dbt")) {
                     Ok(()) => {
                         let source = &self.plan.profile;
                         let schema = source.schema.as_deref().unwrap_or("as configured");
                         console
-                            .line(&format!("Target {}: {} (schema {schema}, {} threads)", source.target_name, source.adapter, source.threads))
+                            .line(&format!(
+                                "Target {}: {} (schema {schema}, {} threads)",
+                                source.target_name, source.adapter, source.threads
+                            ))
                             .await;
                         End::success()
                     }
@@ -330,16 +363,27 @@ impl Work {
             match (error, how) {
                 (None, _) => {}
                 (Some(error), StateUse::Defer) => {
-                    console.line(&format!("WARN: nothing to defer to: {}", error.chain())).await;
+                    console
+                        .line(&format!("WARN: nothing to defer to: {}", error.chain()))
+                        .await;
                     return Ok(());
                 }
                 (Some(error), StateUse::Retry) => {
-                    return Err(format!("{file} of the run that is retried cannot be had: {}", error.chain()));
+                    return Err(format!(
+                        "{file} of the run that is retried cannot be had: {}",
+                        error.chain()
+                    ));
                 }
             }
         }
-        let what = if how == StateUse::Defer { "deferred to" } else { "retried" };
-        console.line(&format!("State of the run that is {what}: {}", files.join(", "))).await;
+        let what = if how == StateUse::Defer {
+            "deferred to"
+        } else {
+            "retried"
+        };
+        console
+            .line(&format!("State of the run that is {what}: {}", files.join(", ")))
+            .await;
         self.state = Some(folder);
         Ok(())
     }

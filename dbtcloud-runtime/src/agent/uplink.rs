@@ -172,9 +172,7 @@ impl Uplink {
 
     /// Sends a file once, to `parts` below `/agent/v1`.
     pub(super) async fn put(&self, parts: &[&str], file: &Path) -> Result<Stored> {
-        let cannot = |e: std::io::Error| {
-            Error::corrupt(format!("{} cannot be read", file.display())).because(e)
-        };
+        let cannot = |e: std::io::Error| Error::corrupt(format!("{} cannot be read", file.display())).because(e);
         let open = tokio::fs::File::open(file).await.map_err(cannot)?;
         let bytes = open.metadata().await.map_err(cannot)?.len();
         let stream = tokio_util::io::ReaderStream::with_capacity(open, 64 * 1024);
@@ -196,9 +194,7 @@ impl Uplink {
             .timeout(TRANSFER_LIMIT)
             .header(AUTHORIZATION, self.bearer.clone());
         let mut stream = answer(request).await?.bytes_stream();
-        let cannot = |e: std::io::Error| {
-            Error::corrupt(format!("{} cannot be written", to.display())).because(e)
-        };
+        let cannot = |e: std::io::Error| Error::corrupt(format!("{} cannot be written", to.display())).because(e);
         let part = to.with_extension("part");
         let mut out = tokio::fs::File::create(&part).await.map_err(cannot)?;
         while let Some(piece) = stream.next().await {
@@ -234,18 +230,11 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
     }
 }
 
-async fn read_json<T: serde::de::DeserializeOwned>(
-    answer: Result<reqwest::Response>,
-    what: &'static str,
-) -> Result<T> {
+async fn read_json<T: serde::de::DeserializeOwned>(answer: Result<reqwest::Response>, what: &'static str) -> Result<T> {
     let body = answer?.bytes().await.map_err(unreachable)?;
     serde_json::from_slice(&body).map_err(|e| {
         // An answer of another version, or none of ours: later there may be a better one.
-        Error::new(
-            ErrorKind::Unavailable,
-            format!("control plane's {what} cannot be read"),
-        )
-        .because(e)
+        Error::new(ErrorKind::Unavailable, format!("control plane's {what} cannot be read")).because(e)
     })
 }
 

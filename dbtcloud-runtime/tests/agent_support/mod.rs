@@ -19,13 +19,24 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn git(dir: &Path, args: &[&str]) -> String {
     let out = Command::new("git")
-        .args(["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"])
+        .args([
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "-c",
+            "commit.gpgsign=false",
+        ])
         .args(args)
         .current_dir(dir)
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .output()
         .unwrap();
-    assert!(out.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "git {args:?}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).unwrap().trim().to_owned()
 }
 
@@ -67,7 +78,12 @@ pub fn plan(repo: &Path, commands: &[&str]) -> RunPlan {
         attempt: 1,
         steps: (1..)
             .zip(steps)
-            .map(|(index, (kind, command))| StepPlan { index, name: format!("step {index}"), kind, command })
+            .map(|(index, (kind, command))| StepPlan {
+                index,
+                name: format!("step {index}"),
+                kind,
+                command,
+            })
             .collect(),
         git: GitSource {
             url: format!("file://{}", repo.display()),
@@ -79,7 +95,10 @@ pub fn plan(repo: &Path, commands: &[&str]) -> RunPlan {
         profile: ProfileSource {
             connection_name: "duck".to_owned(),
             adapter: "duckdb".to_owned(),
-            connection: json!({"path": repo.parent().unwrap().join("dw.duckdb")}).as_object().unwrap().clone(),
+            connection: json!({"path": repo.parent().unwrap().join("dw.duckdb")})
+                .as_object()
+                .unwrap()
+                .clone(),
             credentials: serde_json::Map::new(),
             extended_attributes: serde_json::Map::new(),
             target_name: "prod".to_owned(),
@@ -118,7 +137,8 @@ pub fn fake_dbt(dir: &Path) {
     let python = root.join("bin/python");
     std::fs::write(&python, "#!/bin/bash\nshift 7\nexec bash ./fake.sh \"$@\"\n").unwrap();
     std::fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
-    let info = json!({"dbt_version": "1.11.99", "adapter_version": "1.11.98", "adapter": "duckdb", "python_version": "3"});
+    let info =
+        json!({"dbt_version": "1.11.99", "adapter_version": "1.11.98", "adapter": "duckdb", "python_version": "3"});
     std::fs::write(root.join(".complete"), info.to_string()).unwrap();
 }
 
@@ -144,7 +164,10 @@ impl Stage {
 
     pub async fn run(&self) -> AgentExit {
         let run = dbtcloud_runtime::agent::run(self.config.clone());
-        let exit = tokio::time::timeout(LIMIT * 2, run).await.expect("the agent ends").unwrap();
+        let exit = tokio::time::timeout(LIMIT * 2, run)
+            .await
+            .expect("the agent ends")
+            .unwrap();
         assert_eq!(self.plane.seen().wrong, Vec::<String>::new());
         assert!(!self.dir.path().join("work").exists(), "scratch space is removed");
         exit

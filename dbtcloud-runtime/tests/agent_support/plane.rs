@@ -1,5 +1,7 @@
 //! A control plane that only takes agents' reports, strictly, and can go away, come back, lose answers and refuse.
 
+#![allow(clippy::unwrap_used, missing_docs, dead_code, reason = "tests fail loudly")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -61,12 +63,21 @@ pub struct Plane {
 }
 
 fn refuse(status: u16, message: &str) -> Response {
-    (StatusCode::from_u16(status).unwrap(), Json(Refusal { message: message.to_owned() })).into_response()
+    (
+        StatusCode::from_u16(status).unwrap(),
+        Json(Refusal {
+            message: message.to_owned(),
+        }),
+    )
+        .into_response()
 }
 
 impl Plane {
     pub fn new(dir: &Path, plan: Option<RunPlan>) -> Self {
-        let plane = Self { socket: dir.join("plane.sock"), ..Self::default() };
+        let plane = Self {
+            socket: dir.join("plane.sock"),
+            ..Self::default()
+        };
         plane.seen().plan = plan;
         plane.seen().status = Some(RunStatus::Starting);
         plane.up();
@@ -125,7 +136,9 @@ impl Plane {
     fn knows(&self, headers: &HeaderMap) -> bool {
         let seen = self.seen();
         let bearer = headers.get("authorization").and_then(|value| value.to_str().ok());
-        seen.key.as_ref().is_none_or(|key| bearer == Some(&format!("Bearer {key}")))
+        seen.key
+            .as_ref()
+            .is_none_or(|key| bearer == Some(&format!("Bearer {key}")))
     }
 }
 
@@ -152,7 +165,10 @@ async fn report(Of(plane): Of<Plane>, headers: HeaderMap, body: Bytes) -> Respon
         return refuse(409, &wrong);
     }
     let seen = plane.seen();
-    let ack = ReportAck { number: seen.number, status: seen.status.unwrap() };
+    let ack = ReportAck {
+        number: seen.number,
+        status: seen.status.unwrap(),
+    };
     fault.unwrap_or_else(|| Json(ack).into_response())
 }
 
@@ -175,14 +191,20 @@ fn take_in(seen: &mut Seen, body: Bytes) -> Result<(), String> {
         if let Some(last) = states.last()
             && !last.status.may_become(state.status)
         {
-            return Err(format!("step {} cannot go from {:?} to {:?}", state.index, last.status, state.status));
+            return Err(format!(
+                "step {} cannot go from {:?} to {:?}",
+                state.index, last.status, state.status
+            ));
         }
         states.push(state);
     }
     for part in report.logs {
         let (length, digest) = seen.digests.entry(part.step).or_default();
         if part.offset != *length {
-            return Err(format!("log of step {} is {length} long, got {}", part.step, part.offset));
+            return Err(format!(
+                "log of step {} is {length} long, got {}",
+                part.step, part.offset
+            ));
         }
         *length += part.bytes.len() as u64;
         digest.update(&part.bytes);
@@ -211,7 +233,12 @@ fn take_in(seen: &mut Seen, body: Bytes) -> Result<(), String> {
     Ok(())
 }
 
-async fn artifact(Of(plane): Of<Plane>, At((step, path)): At<(u32, String)>, headers: HeaderMap, body: Bytes) -> Response {
+async fn artifact(
+    Of(plane): Of<Plane>,
+    At((step, path)): At<(u32, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let (_, fault) = plane.fault();
     if let Some(fault) = fault {
         return fault;

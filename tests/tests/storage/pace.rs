@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dbtcloud_core::ports::{BATCH_LIMIT_BYTES, Firing, LogChunk, Runs, ScheduleEntry, Schedules};
+use dbtcloud_core::ports::{BATCH_LIMIT_BYTES, Firing, LogChunk, RunFilter, Runs, ScheduleEntry, Schedules};
 use dbtcloud_core::run::{Limits, NewRun, RunEvent, StepStatus, admit};
+use dbtcloud_core::{Direction, Page};
 use dbtcloud_sql::SqlStorage;
 
 use crate::subjects::{self, ACCOUNT, agent, at, batch, claim, new_run, owner, queue, step};
@@ -142,4 +143,94 @@ async fn full_reports_on_sqlite() {
 async fn full_reports_on_postgresql() {
     let subject = subjects::postgres().await;
     full_reports(subject.storage.clone(), "postgresql").await;
+}
+
+/// Fills tables as years would: many runs that ended, many that wait, in many accounts.
+const HISTORY: i64 = 100_000;
+const WAITING: i64 = 20_000;
+const BULK: &str = "
+    WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120000)
+    INSERT INTO runs (account_id, project_id, environment_id, job_id, cause_body, spec_body, exclusive, takes_slot,
+        due_at, status, created_at, updated_at, finished_at, last_sequence)
+    SELECT i % 50 + 1, 1, 1, i % 500 + 1, one.cause_body, one.spec_body, 1 = 1, 1 = 0, i, CASE WHEN i <= 100000 THEN 'success' ELSE 'queued' END,
+        i, i, CASE WHEN i <= 100000 THEN i END, 1 FROM n CROSS JOIN runs one;
+    INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt)
+    SELECT id, account_id, job_id, exclusive, takes_slot, 'queued', due_at, 0, 0 FROM runs WHERE status = 'queued' AND id > 1
+";
+
+/// Queue, claim, lease and end cost the same however long history and queue are.
+async fn a_long_history(storage: SqlStorage, engine: &str) {
+    let begin = Instant::now();
+    let snapshot = storage.queue(at(1), 10).await.unwrap();
+    let look = begin.elapsed();
+    assert_eq!(snapshot.waiting.len(), 500);
+    let decision = admit(
+        &snapshot,
+        &Limits {
+            slots: Default::default(),
+            capacity: 100,
+        },
+    );
+    let begin = Instant::now();
+    let ids: Vec<_> = decision.admitted.iter().map(|admission| admission.run).collect();
+    assert_eq!(storage.states(&ids).await.unwrap().len(), 100);
+    let states = begin.elapsed();
+    let begin = Instant::now();
+    assert_eq!(storage.reclaim(&owner("me"), at(1), at(9), 100).await.unwrap().len(), 0);
+    let reclaim = begin.elapsed();
+    let begin = Instant::now();
+    let claimed = storage
+        .claim(&owner("me"), &decision.admitted, at(1), at(9))
+        .await
+        .unwrap();
+    let claim = begin.elapsed();
+    assert_eq!(claimed.len(), 100);
+    let fences: Vec<_> = claimed.iter().map(|claimed| claimed.fence).collect();
+    let begin = Instant::now();
+    assert_eq!(storage.renew(&fences, at(20)).await.unwrap().len(), 100);
+    let renew = begin.elapsed();
+    let begin = Instant::now();
+    let filter = RunFilter {
+        job: Some(7.into()),
+        direction: Direction::Descending,
+        ..RunFilter::default()
+    };
+    let newest = storage.newest(7.into(), &[6.into(), 7.into()]).await.unwrap().len();
+    let page = storage
+        .list(7.into(), &filter, Page::new(10, 0))
+        .await
+        .unwrap()
+        .items
+        .len();
+    let lists = begin.elapsed();
+    println!(
+        "{engine}: {HISTORY} ended, {WAITING} waiting: queue {look:?}, states {states:?}, reclaim {reclaim:?}, claim {claim:?}, renew {renew:?}, \
+         lists {lists:?} ({newest}, {page})"
+    );
+    for took in [look, states, reclaim, claim, renew, lists] {
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_history_on_sqlite() {
+    let subject = subjects::sqlite().await;
+    queue(&subject.storage, 1).await;
+    let url = subjects::sqlite_url(subject.home.path());
+    let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url)
+        .await
+        .unwrap();
+    sqlx::raw_sql(BULK).execute(&mut connection).await.unwrap();
+    a_long_history(subject.storage.clone(), "sqlite").await;
+}
+
+#[tokio::test]
+async fn a_long_history_on_postgresql() {
+    let subject = subjects::postgres().await;
+    queue(&subject.storage, 1).await;
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&subject.home.url())
+        .await
+        .unwrap();
+    sqlx::raw_sql(BULK).execute(&mut connection).await.unwrap();
+    a_long_history(subject.storage.clone(), "postgresql").await;
 }

@@ -27,9 +27,7 @@ pub fn sqlite_url(directory: &std::path::Path) -> String {
 }
 
 pub async fn postgres() -> On<postgres::Schema> {
-    let home = tokio::task::spawn_blocking(postgres::schema)
-        .await
-        .expect("a schema");
+    let home = tokio::task::spawn_blocking(postgres::schema).await.expect("a schema");
     let storage = SqlStorage::connect(&home.url(), Options::new())
         .await
         .expect("connects");

@@ -2,7 +2,7 @@
 //!
 //! This room turns each port call into one transaction, and nothing else: it decides no policy, reads no
 //! clock and calls no other port. Every statement is a named constant of the file of its port; where the
-//! engines differ there are two texts side by side ([`engine::Sql`]), never two bodies.
+//! engines differ there are two texts side by side, never two bodies.
 //!
 //! ```no_run
 //! # async fn open() -> dbtcloud_core::Result<()> {
