@@ -22,7 +22,7 @@ use dbtcloud_benches::server::{self, Server};
 use dbtcloud_tests::installation::Installation;
 use serde_json::Value;
 
-const SAMPLES: u64 = 60;
+const SAMPLES: u64 = 120;
 const WARM_UP: u64 = 5;
 /// Fewer runs of a job than it takes failures to be deactivated.
 const RUNS_PER_JOB: u64 = 5;

@@ -86,7 +86,11 @@ async fn job(installation: &Installation, repository: &str) -> i64 {
 
 async fn succeeds(installation: &Installation, job: i64) -> (f64, i64) {
     let (run, seconds) = server::run(installation, job).await;
-    assert_eq!(run["is_success"], Value::Bool(true), "{run:#}");
+    if run["is_success"] != Value::Bool(true) {
+        let whole = installation.api().run(run["id"].as_i64().unwrap()).await.unwrap_or(run);
+        let log = std::fs::read_to_string(installation.log()).unwrap_or_default();
+        panic!("the run failed: {whole:#}\n{log}");
+    }
     (seconds, run["id"].as_i64().unwrap())
 }
 

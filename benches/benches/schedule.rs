@@ -35,11 +35,11 @@ const ZONES: [&str; 6] = [
 ];
 const ROUNDS: usize = 15;
 /// Starting points per round, spread over two years so that changes of the clock are met as often as in life.
-const STARTS: i64 = 200;
+const STARTS: i64 = 20_000;
 
 fn starts() -> impl Iterator<Item = DateTime<Utc>> {
     let first = DateTime::from_timestamp(1_767_225_600, 0).unwrap_or_default();
-    (0..STARTS).map(move |n| first + TimeDelta::seconds(n * 315_383))
+    (0..STARTS).map(move |n| first + TimeDelta::seconds(n * 3_163))
 }
 
 fn ours(schedules: &[Schedule]) -> f64 {

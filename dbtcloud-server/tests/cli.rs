@@ -10,7 +10,9 @@
 use std::process::{Command, Output};
 
 fn dbtcloud(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_dbtcloud"))
+    // One that serves although it should not must not hold up the tests: `timeout` ends it, with 124.
+    Command::new("timeout")
+        .args(["30", env!("CARGO_BIN_EXE_dbtcloud")])
         .args(arguments)
         .env_clear()
         .output()
@@ -87,7 +89,7 @@ fn bootstrap_prints_a_token_once() {
 fn a_start_that_cannot_be_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
-    std::fs::write(&file, "x").unwrap();
+    std::fs::write(&file, "no database ".repeat(1_000)).unwrap();
     let data = dir.path().join("data");
     let (file, data) = (file.to_str().unwrap(), data.to_str().unwrap());
     let url = format!("sqlite://{file}");
@@ -119,8 +121,32 @@ fn a_start_that_cannot_be_says_why() {
     assert!(!text(&dbtcloud(&["agent"]).stderr).is_empty());
 }
 
+/// A server that ends with its test, also when the test fails.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Server {
+    /// Asks it to end, and waits until it has.
+    fn stop(&mut self) -> std::process::ExitStatus {
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &self.0.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        self.0.wait().unwrap()
+    }
+}
+
 /// A server on a free port, and the address that it says under `name`.
-fn serve(data: &str, name: &str, more: &[&str]) -> (std::process::Child, String) {
+fn serve(data: &str, name: &str, more: &[&str]) -> (Server, String) {
     use std::io::{BufRead, BufReader};
     let mut child = Command::new(env!("CARGO_BIN_EXE_dbtcloud"))
         .args([
@@ -142,7 +168,7 @@ fn serve(data: &str, name: &str, more: &[&str]) -> (std::process::Child, String)
         let line: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
         line[name].as_str().map(ToOwned::to_owned)
     });
-    (child, address.expect("the server says where it serves"))
+    (Server(child), address.expect("the server says where it serves"))
 }
 
 #[test]
@@ -156,7 +182,7 @@ fn a_server_is_alone_in_its_directory_and_ends_when_it_is_told() {
         let second = dbtcloud(&["serve", "--listen", "127.0.0.1:0", "--data-dir", data]);
         assert!(!second.status.success());
         let said = text(&second.stderr);
-        assert!(said.contains(&format!("process {}", first.id())), "{said}");
+        assert!(said.contains(&format!("process {}", first.0.id())), "{said}");
         let mode = |path: &str| {
             use std::os::unix::fs::PermissionsExt;
             std::fs::metadata(format!("{data}/{path}"))
@@ -166,14 +192,7 @@ fn a_server_is_alone_in_its_directory_and_ends_when_it_is_told() {
                 & 0o777
         };
         assert_eq!((mode(""), mode("key"), mode("agent.sock")), (0o700, 0o600, 0o600));
-        assert!(
-            Command::new("kill")
-                .args(["-TERM", &first.id().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
-        assert!(first.wait().unwrap().success(), "asked to end, it ends well");
+        assert!(first.stop().success(), "asked to end, it ends well");
         assert!(std::net::TcpStream::connect(&address).is_err());
     }
 }
@@ -226,11 +245,7 @@ async fn tls_beside_plain_http() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     assert!(text(&answer).starts_with("HTTP/1.1 200 OK"), "{}", text(&answer));
-    Command::new("kill")
-        .args(["-TERM", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(child.stop().success());
     let wrong = dbtcloud(&[
         "serve",
         "--data-dir",

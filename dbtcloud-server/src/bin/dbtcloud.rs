@@ -190,10 +190,12 @@ fn check(given: &Given) -> ExitCode {
 
 fn log(settings: &Settings) -> anyhow::Result<()> {
     let filter: tracing_subscriber::EnvFilter = settings.log.parse().context("log")?;
+    // A log that nobody reads any more must not end what is being logged.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false);
     match settings.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).init(),

@@ -39,7 +39,7 @@ async fn follow(world: &World, run: i64, header: Option<&str>, query: &str) -> V
     let reply = world.send(request.body(Body::empty()).unwrap()).await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.headers["content-type"], "text/event-stream");
-    parse(&String::from_utf8(reply.bytes.to_vec()).unwrap())
+    parse(std::str::from_utf8(&reply.bytes).unwrap())
 }
 
 #[tokio::test]

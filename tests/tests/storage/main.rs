@@ -36,3 +36,19 @@ fn postgres_agrees_with_memory() {
         Subject::storage(database.storage.clone()).keeping(database)
     });
 }
+
+/// The same with many seeds: `cargo test -p dbtcloud-tests --test storage -- --ignored`.
+#[test]
+#[ignore = "takes minutes"]
+fn both_agree_with_memory_at_length() {
+    for seed in 100..120 {
+        dbtcloud_contract::suite::model::agrees_with_memory(seed, 60, || async {
+            let file = subjects::sqlite().await;
+            Subject::storage(file.storage.clone()).keeping(file)
+        });
+        dbtcloud_contract::suite::model::agrees_with_memory(seed + 1_000, 20, || async {
+            let database = subjects::postgres().await;
+            Subject::storage(database.storage.clone()).keeping(database)
+        });
+    }
+}
