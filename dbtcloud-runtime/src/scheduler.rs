@@ -285,9 +285,8 @@ impl Scheduler {
         };
         let mut cache = Cache::default();
         for waiting in &snapshot.waiting {
-            if !limits.slots.contains_key(&waiting.account) {
-                let account = cache.account(&self.plane, waiting.account).await?;
-                limits.slots.insert(waiting.account, account.run_slots);
+            if let std::collections::btree_map::Entry::Vacant(slots) = limits.slots.entry(waiting.account) {
+                slots.insert(cache.account(&self.plane, waiting.account).await?.run_slots);
             }
         }
         let decision = admit(&snapshot, &limits);

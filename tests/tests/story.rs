@@ -129,7 +129,11 @@ async fn on_postgres_the_password_reaches_the_warehouse_and_nothing_else() {
     assert!(log.contains("the password is ***** indeed"), "{log}");
     installation.stop().await;
     // The project itself says the password in a macro: its clone and its parse state do too.
-    let found = leaks(installation.path(), PASSWORD.as_bytes(), &["origin", "cache/git", "cache/parse"]);
+    let found = leaks(
+        installation.path(),
+        PASSWORD.as_bytes(),
+        &["origin", "cache/git", "cache/parse"],
+    );
     assert!(found.is_empty(), "the password stands in {found:?}");
 }
 

@@ -20,7 +20,7 @@ use super::uplink::{Backoff, Uplink};
 /// Files on their way at one time.
 pub const CONCURRENCY: usize = 8;
 /// How long files may take to arrive after the last step, as long as the control plane is there.
-pub const UPLOAD_LIMIT: Duration = Duration::from_secs(300);
+pub const UPLOAD_LIMIT: Duration = Duration::from_secs(60);
 /// The most files that one step may leave.
 pub const FILE_LIMIT: usize = 100_000;
 /// Files that are of no use to anybody else, or hold more than they should.
@@ -69,6 +69,8 @@ pub(super) struct Uploads {
     permits: Arc<Semaphore>,
     tasks: JoinSet<Sent>,
     saved: Saved,
+    /// Why a file had to be sent again the last time: what is told when there is no more time to try.
+    refused: Arc<std::sync::Mutex<Option<String>>>,
 }
 
 impl Uploads {
@@ -82,6 +84,7 @@ impl Uploads {
             permits: Arc::new(Semaphore::new(CONCURRENCY)),
             tasks: JoinSet::new(),
             saved: Saved::default(),
+            refused: Arc::default(),
         }
     }
 
@@ -104,8 +107,9 @@ impl Uploads {
         self.seen = seen;
         for outgoing in taken {
             let (uplink, halt, permits) = (self.uplink.clone(), self.halt.clone(), self.permits.clone());
+            let refused = self.refused.clone();
             self.tasks
-                .spawn(async move { send(&uplink, &halt, &permits, outgoing).await });
+                .spawn(async move { send(&uplink, &halt, &permits, &refused, outgoing).await });
         }
         result
     }
@@ -128,16 +132,25 @@ impl Uploads {
             if patience.is_zero() || tokio::time::Instant::now() >= deadline {
                 let late = self.tasks.len();
                 self.tasks.shutdown().await;
-                self.saved
-                    .failed
-                    .push((0, format!("{late} files"), "they took too long".to_owned()));
+                let last = self.refused.lock().ok().and_then(|mut last| last.take());
+                let why = last.map_or_else(
+                    || "they took too long".to_owned(),
+                    |last| format!("they took too long; the last answer was: {last}"),
+                );
+                self.saved.failed.push((0, format!("{late} files"), why));
             }
         }
         std::mem::take(&mut self.saved)
     }
 }
 
-async fn send(uplink: &Uplink, halt: &Halt, permits: &Semaphore, outgoing: Outgoing) -> Sent {
+async fn send(
+    uplink: &Uplink,
+    halt: &Halt,
+    permits: &Semaphore,
+    refused: &std::sync::Mutex<Option<String>>,
+    outgoing: Outgoing,
+) -> Sent {
     let parts: Vec<&str> = outgoing.parts.iter().map(String::as_str).collect();
     let trying = async {
         let mut backoff = Backoff::default();
@@ -147,7 +160,12 @@ async fn send(uplink: &Uplink, halt: &Halt, permits: &Semaphore, outgoing: Outgo
             drop(permit);
             match answer {
                 Ok(_) => return Ok(()),
-                Err(error) if error.retryable() => backoff.pause().await,
+                Err(error) if error.retryable() => {
+                    if let Ok(mut last) = refused.lock() {
+                        *last = Some(error.chain());
+                    }
+                    backoff.pause().await;
+                }
                 Err(error) => return Err(error.chain()),
             }
         }
