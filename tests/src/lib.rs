@@ -5,3 +5,8 @@ pub mod installation;
 pub mod postgres;
 pub mod processes;
 pub mod project;
+
+/// The snippets of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

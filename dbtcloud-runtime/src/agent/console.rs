@@ -134,7 +134,32 @@ pub(super) fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_log_beyond_its_limit_is_cut_and_says_so_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let reporter = Reporter::new(dir.path().to_path_buf(), 1 << 30);
+        let redactor = Arc::new(Redactor::new([]).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut console = Console::new(reporter.clone(), redactor, 1).with_limit(10);
+            console.write(Source::Out, b"0123456789abc\n").await;
+            console.write(Source::Out, b"more\n").await;
+            console.settle().await;
+        });
+        let reports = reporter.drain();
+        let bytes: Vec<u8> = reports
+            .iter()
+            .flat_map(|report| &report.logs)
+            .flat_map(|part| part.bytes.to_vec())
+            .collect();
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            "0123456789\n[log cut here: it is longer than 10 bytes]\n"
+        );
+    }
 
     #[test]
     fn colours_are_taken_out() {
