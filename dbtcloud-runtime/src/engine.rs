@@ -1,6 +1,6 @@
 //! The dbt engine: which dbt runs, where it is installed, and how it is started, followed and stopped.
 //!
-//! [`Engine::prepare`] turns a specification into an environment on disk ([`env`]); [`PreparedEngine::invoke`] runs one
+//! [`Engine::prepare`] turns a specification into an environment on disk ([`mod@env`]); [`PreparedEngine::invoke`] runs one
 //! command in it, by the quickest way that is safe: forked from a warm parent ([`warm`]), or a fresh interpreter
 //! ([`cli`]), with the same console text, artifacts and exit code. dbt 2.x is behind the same trait ([`native`]).
 //!
