@@ -130,8 +130,10 @@ fn message(event: Result<LiveEvent>, texts: &mut Texts) -> Message {
         }
     };
     let message = Message::default().event(name).data(data.to_string());
+    // Who resumes gets the bytes again that were held back and not sent.
+    let held = |cursor: LiveCursor, (step, bytes): (&u32, &Vec<u8>)| cursor.held_back(*step, bytes.len() as u64);
     match cursor {
-        Some(cursor) => message.id(cursor.to_string()),
+        Some(cursor) => message.id(texts.0.iter().fold(cursor, held).to_string()),
         None => message,
     }
 }

@@ -26,6 +26,18 @@ pub struct LiveCursor {
     offsets: BTreeMap<u32, u64>,
 }
 
+impl LiveCursor {
+    /// The same cursor, `bytes` further back in a step's log: for a follower that was given bytes which it
+    /// has not passed on yet.
+    #[must_use]
+    pub fn held_back(mut self, step: u32, bytes: u64) -> Self {
+        if let Some(offset) = self.offsets.get_mut(&step) {
+            *offset = offset.saturating_sub(bytes);
+        }
+        self
+    }
+}
+
 impl std::fmt::Display for LiveCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.sequence)?;
@@ -179,6 +191,8 @@ mod tests {
         };
         assert_eq!(cursor.to_string(), "17;1:0;4:2048");
         assert_eq!(cursor.to_string().parse::<LiveCursor>().ok(), Some(cursor));
+        let back: LiveCursor = "17;4:2048".parse().unwrap_or_default();
+        assert_eq!(back.held_back(4, 3).held_back(5, 1).to_string(), "17;4:2045");
         for bad in ["", "x", "1;2", "1;2:x", "-1"] {
             assert!(bad.parse::<LiveCursor>().is_err(), "{bad}");
         }
