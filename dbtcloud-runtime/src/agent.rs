@@ -127,7 +127,7 @@ impl AgentConfig {
     /// let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     /// let config = AgentConfig::from_environment([
     ///     set("DBTCLOUD_TICKET", "t"), set("DBTCLOUD_SERVER", "unix:/run/plane.sock"),
-    ///     set("DBTCLOUD_WORK_DIR", "/work/run-1-1"), set("DBTCLOUD_CACHE_DIR", "/cache"),
+    ///     set("DBTCLOUD_WORK_DIR", "/scratch/run-1-1"), set("DBTCLOUD_CACHE_DIR", "/cache"),
     /// ].into_iter()).unwrap().unwrap();
     /// assert!(!format!("{config:?}").contains("\"t\""));
     /// ```
