@@ -13,3 +13,5 @@ CREATE TABLE queue (
 ) WITH (fillfactor = 70);
 CREATE INDEX queue_due ON queue (due_at, id) WHERE status = 0;
 CREATE INDEX queue_lease ON queue (lease_until) WHERE status = 1;
+-- Some that wait already: where every client claims what it has just queued, others may hold all there is for a moment.
+INSERT INTO queue (job_id) SELECT n FROM generate_series(1, 1000) AS n;
