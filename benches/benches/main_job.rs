@@ -15,7 +15,7 @@ use dbtcloud_tests::installation::Installation;
 use dbtcloud_tests::{processes, project};
 use serde_json::{Value, json};
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const COMMANDS: [&str; 4] = ["dbt seed", "dbt run", "dbt test", "dbt docs generate"];
 const THREADS: u32 = 4;
 
