@@ -1,0 +1,103 @@
+//! Settings as they were given: one list of flags, variables and keys of the file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Settings as they were given, not yet understood. Every one is a flag, a variable and a key of the file.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Given {
+    /// Reads settings from this TOML file; keys are the names of the flags with underscores
+    #[arg(long, env = "DBTCLOUD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1:8080]
+    #[arg(long, env = "DBTCLOUD_LISTEN", value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Address to listen on with TLS, beside the other
+    #[arg(long, env = "DBTCLOUD_TLS_LISTEN", value_name = "HOST:PORT")]
+    pub tls_listen: Option<String>,
+    /// Certificate chain of the TLS address, PEM
+    #[arg(long, env = "DBTCLOUD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<String>,
+    /// Private key of the certificate, PEM
+    #[arg(long, env = "DBTCLOUD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<String>,
+    /// Directory for everything this server keeps [default: dbtcloud-data]
+    #[arg(long, env = "DBTCLOUD_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// postgres://… or sqlite:///… [default: dbtcloud.db in the data directory]
+    #[arg(long, env = "DBTCLOUD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Where artifacts and logs are kept [default: artifacts/ in the data directory]
+    #[arg(long, env = "DBTCLOUD_ARTIFACTS_URL", value_name = "URL", hide_env_values = true)]
+    pub artifacts_url: Option<String>,
+    /// What this process does: all, gateway, app, scheduler, cleanup; repeatable [default: all]
+    #[arg(long, env = "DBTCLOUD_ROLE", value_name = "ROLE", value_delimiter = ',')]
+    pub role: Option<Vec<String>>,
+    /// Scheme and host under which people reach this server, for links
+    #[arg(long, env = "DBTCLOUD_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, env = "DBTCLOUD_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// What is logged, as tracing's filter has it [default: info]
+    #[arg(long, env = "DBTCLOUD_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// File with the keys that seal secrets [default: key in the data directory, made when missing]
+    #[arg(long, env = "DBTCLOUD_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<String>,
+    /// Runs that this process drives at one time [default: 64]
+    #[arg(long, env = "DBTCLOUD_RUN_CAPACITY", value_name = "N")]
+    pub run_capacity: Option<String>,
+    /// Seconds between the interrupt and the kill of a run that is stopped [default: 10]
+    #[arg(long, env = "DBTCLOUD_GRACE_SECONDS", value_name = "N")]
+    pub grace_seconds: Option<String>,
+    /// Brings the database's schema up to date at the start; embedded databases always are
+    #[arg(long, env = "DBTCLOUD_MIGRATE")]
+    pub migrate: bool,
+}
+
+/// Names of all keys, as the file has them.
+pub const KEYS: [&str; 15] = [
+    "artifacts_url",
+    "data_dir",
+    "database_url",
+    "grace_seconds",
+    "key_file",
+    "listen",
+    "log",
+    "log_format",
+    "migrate",
+    "public_url",
+    "role",
+    "run_capacity",
+    "tls_cert",
+    "tls_key",
+    "tls_listen",
+];
+
+impl Given {
+    /// Every setting that is one text, by its key.
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 13] {
+        [
+            ("listen", &self.listen),
+            ("tls_listen", &self.tls_listen),
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("data_dir", &self.data_dir),
+            ("database_url", &self.database_url),
+            ("artifacts_url", &self.artifacts_url),
+            ("public_url", &self.public_url),
+            ("log_format", &self.log_format),
+            ("log", &self.log),
+            ("key_file", &self.key_file),
+            ("run_capacity", &self.run_capacity),
+            ("grace_seconds", &self.grace_seconds),
+        ]
+    }
+
+    /// Every setting that is on or not said, by its key.
+    pub(super) fn switches(&self) -> [(&'static str, bool); 1] {
+        [("migrate", self.migrate)]
+    }
+}

@@ -1,0 +1,237 @@
+//! What was given, understood: every problem is found, each names its key.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::{Given, KEYS, LogFormat, Problem, Problems, Role, Settings, Tls};
+
+#[derive(Default)]
+struct Reader {
+    values: BTreeMap<&'static str, String>,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn problem(&mut self, key: &str, what: impl Into<String>) {
+        self.problems.push(Problem {
+            key: key.to_owned(),
+            what: what.into(),
+        });
+    }
+
+    fn read<T: std::str::FromStr>(&mut self, key: &'static str, default: T, expected: &str) -> T {
+        match self.values.get(key).map(|text| text.trim().parse()) {
+            None => default,
+            Some(Ok(value)) => value,
+            Some(Err(_)) => {
+                self.problem(key, format!("expected {expected}"));
+                default
+            }
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.values
+            .get(key)
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty())
+    }
+
+    fn take_file(&mut self, path: &Path, text: &str) {
+        let table: toml::Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => {
+                self.problem("config", format!("{} is not TOML: {}", path.display(), error.message()));
+                return;
+            }
+        };
+        for (key, value) in table {
+            let Some(known) = KEYS.into_iter().find(|known| *known == key) else {
+                self.problem(
+                    &key,
+                    format!("unknown key in {}; known are {}", path.display(), KEYS.join(", ")),
+                );
+                continue;
+            };
+            let text = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(value) => value.to_string(),
+                toml::Value::Array(items) if items.iter().all(toml::Value::is_str) => items
+                    .iter()
+                    .filter_map(toml::Value::as_str)
+                    .collect::<Vec<_>>()
+                    .join(","),
+                _ => {
+                    self.problem(known, "expected a text, a number, true or false, or a list of texts");
+                    continue;
+                }
+            };
+            self.values.insert(known, text);
+        }
+    }
+
+    fn take_given(&mut self, given: &Given) {
+        for (key, value) in given.texts() {
+            if let Some(value) = value {
+                self.values.insert(key, value.clone());
+            }
+        }
+        if let Some(roles) = &given.role {
+            self.values.insert("role", roles.join(","));
+        }
+        for (key, set) in given.switches() {
+            if set {
+                self.values.insert(key, "true".to_owned());
+            }
+        }
+    }
+
+    fn roles(&mut self) -> Vec<Role> {
+        let Some(text) = self.text("role") else {
+            return Role::ALL.to_vec();
+        };
+        let mut roles = Vec::new();
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match Role::ALL.into_iter().find(|role| role.name() == name) {
+                Some(role) => roles.push(role),
+                None if name == "all" => roles.extend(Role::ALL),
+                None => {
+                    self.problem(
+                        "role",
+                        format!("expected all, gateway, app, scheduler or cleanup, got '{name}'"),
+                    );
+                }
+            }
+        }
+        roles.sort_unstable();
+        roles.dedup();
+        if roles.is_empty() { Role::ALL.to_vec() } else { roles }
+    }
+
+    fn url(&mut self, key: &'static str, schemes: &[&str]) -> Option<String> {
+        let text = self.text(key)?;
+        let scheme = text.split_once(':').map(|(scheme, _)| scheme);
+        if !scheme.is_some_and(|scheme| schemes.contains(&scheme)) {
+            self.problem(
+                key,
+                format!("expected a URL that begins with {}:", schemes.join(": or ")),
+            );
+        }
+        Some(text)
+    }
+
+    fn tls(&mut self, base: &Path) -> Option<Tls> {
+        const ALL: [&str; 3] = ["tls_listen", "tls_cert", "tls_key"];
+        let missing: Vec<_> = ALL.into_iter().filter(|key| self.text(key).is_none()).collect();
+        if missing.len() == ALL.len() {
+            return None;
+        }
+        for key in &missing {
+            self.problem(
+                key,
+                format!("expected a value because others of {} are given", ALL.join(", ")),
+            );
+        }
+        let listen = self.read(
+            "tls_listen",
+            SocketAddr::from(([127, 0, 0, 1], 8443)),
+            "an address such as 127.0.0.1:8443",
+        );
+        let (certificate, key) = (base.join(self.text("tls_cert")?), base.join(self.text("tls_key")?));
+        Some(Tls {
+            listen,
+            certificate,
+            key,
+        })
+    }
+
+    fn settings(mut self, base: &Path) -> Result<Settings, Problems> {
+        let absolute = |path: &str| -> PathBuf { base.join(path) };
+        let data_dir = absolute(&self.text("data_dir").unwrap_or_else(|| "dbtcloud-data".to_owned()));
+        let listen = self.read(
+            "listen",
+            SocketAddr::from(([127, 0, 0, 1], 8080)),
+            "an address such as 127.0.0.1:8080",
+        );
+        let embedded = format!("sqlite://{}", data_dir.join("dbtcloud.db").display());
+        let database_url = self
+            .url("database_url", &["postgres", "postgresql", "sqlite"])
+            .unwrap_or_else(|| embedded.clone());
+        let artifacts = format!("file://{}", data_dir.join("artifacts").display());
+        let artifacts_url = self
+            .url("artifacts_url", &["file", "memory", "s3", "azblob", "gcs"])
+            .unwrap_or(artifacts);
+        let public_url = self.url("public_url", &["http", "https"]);
+        let log_format = match self.text("log_format").as_deref() {
+            None | Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(other) => {
+                let what = format!("expected text or json, got '{other}'");
+                self.problem("log_format", what);
+                LogFormat::Text
+            }
+        };
+        let log = self.text("log").unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = log.parse::<tracing_subscriber::EnvFilter>() {
+            self.problem(
+                "log",
+                format!("expected a filter such as info or dbtcloud=debug: {error}"),
+            );
+        }
+        let run_capacity = self.read("run_capacity", 64, "a number from 1 to 10000");
+        if !(1..=10_000).contains(&run_capacity) {
+            self.problem("run_capacity", "expected a number from 1 to 10000");
+        }
+        let grace_seconds = self.read("grace_seconds", 10, "a number of seconds from 0 to 3600");
+        if grace_seconds > 3_600 {
+            self.problem("grace_seconds", "expected a number of seconds from 0 to 3600");
+        }
+        let migrate = self.read("migrate", false, "true or false");
+        let roles = self.roles();
+        let tls = self.tls(base);
+        let key_file = self
+            .text("key_file")
+            .map_or_else(|| data_dir.join("key"), |path| absolute(&path));
+        let settings = Settings {
+            listen,
+            tls,
+            data_dir,
+            database_url,
+            artifacts_url,
+            roles,
+            public_url,
+            log_format,
+            log,
+            key_file,
+            run_capacity,
+            grace_seconds,
+            migrate,
+        };
+        if !settings.is_embedded() && self.text("key_file").is_none() {
+            self.problem("key_file", "expected a file that all servers of this database share");
+        }
+        if self.problems.is_empty() {
+            Ok(settings)
+        } else {
+            Err(Problems(self.problems))
+        }
+    }
+}
+
+impl Settings {
+    /// Understands what was given: flags and variables over the file over defaults. `file` is the path and
+    /// text of the configuration file, if there is one; relative paths are below `base`.
+    ///
+    /// # Errors
+    /// Every problem, each naming its key.
+    pub fn resolve(given: &Given, file: Option<(&Path, &str)>, base: &Path) -> Result<Self, Problems> {
+        let mut reader = Reader::default();
+        if let Some((path, text)) = file {
+            reader.take_file(path, text);
+        }
+        reader.take_given(given);
+        reader.settings(base)
+    }
+}

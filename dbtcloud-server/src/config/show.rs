@@ -1,0 +1,55 @@
+//! Settings as the file would have them, without secrets.
+
+use super::{LogFormat, Settings};
+
+impl Settings {
+    /// The settings as the file would have them, without secrets.
+    pub fn show(&self) -> String {
+        let mut table = toml::Table::new();
+        let mut text = |key: &str, value: String| table.insert(key.to_owned(), toml::Value::String(value));
+        text("listen", self.listen.to_string());
+        text("data_dir", self.data_dir.display().to_string());
+        text("database_url", redact(&self.database_url));
+        text("artifacts_url", redact(&self.artifacts_url));
+        text("key_file", self.key_file.display().to_string());
+        text("log", self.log.clone());
+        text(
+            "log_format",
+            if self.log_format == LogFormat::Json {
+                "json"
+            } else {
+                "text"
+            }
+            .to_owned(),
+        );
+        if let Some(url) = &self.public_url {
+            text("public_url", url.clone());
+        }
+        if let Some(tls) = &self.tls {
+            text("tls_listen", tls.listen.to_string());
+            text("tls_cert", tls.certificate.display().to_string());
+            text("tls_key", tls.key.display().to_string());
+        }
+        let roles = self.roles.iter().map(|role| toml::Value::from(role.name())).collect();
+        table.insert("role".to_owned(), toml::Value::Array(roles));
+        let number = |value: u64| toml::Value::Integer(i64::try_from(value).unwrap_or(i64::MAX));
+        table.insert("run_capacity".to_owned(), number(self.run_capacity as u64));
+        table.insert("grace_seconds".to_owned(), number(self.grace_seconds));
+        table.insert("migrate".to_owned(), toml::Value::Boolean(self.migrate));
+        table.to_string()
+    }
+}
+
+/// A URL without its password and without its query, both of which may be secret.
+fn redact(text: &str) -> String {
+    let Ok(mut url) = url::Url::parse(text) else {
+        return "***".to_owned();
+    };
+    if url.password().is_some() && url.set_password(Some("***")).is_err() {
+        return "***".to_owned();
+    }
+    if url.query().is_some() {
+        url.set_query(Some("***"));
+    }
+    url.to_string()
+}

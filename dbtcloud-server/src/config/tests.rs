@@ -1,0 +1,92 @@
+//! What settings mean.
+
+use std::path::Path;
+
+use super::*;
+
+fn resolve(given: &Given, file: Option<&str>) -> Result<Settings, Vec<String>> {
+    let file = file.map(|text| (Path::new("dbtcloud.toml"), text));
+    Settings::resolve(given, file, Path::new("/srv"))
+        .map_err(|problems| problems.0.into_iter().map(|problem| problem.key).collect())
+}
+
+#[test]
+fn defaults_are_a_whole_installation() {
+    let settings = resolve(&Given::default(), None).unwrap();
+    assert!(settings.is_embedded());
+    assert_eq!(settings.database_url, "sqlite:///srv/dbtcloud-data/dbtcloud.db");
+    assert_eq!(settings.artifacts_url, "file:///srv/dbtcloud-data/artifacts");
+    assert_eq!(settings.key_file, Path::new("/srv/dbtcloud-data/key"));
+    assert_eq!(settings.roles, Role::ALL);
+}
+
+#[test]
+fn what_was_given_comes_before_the_file() {
+    let given = Given {
+        listen: Some("0.0.0.0:1".to_owned()),
+        ..Given::default()
+    };
+    let file = "listen = \"0.0.0.0:2\"\nrun_capacity = 3\nrole = [\"app\", \"cleanup\"]\nmigrate = true";
+    let settings = resolve(&given, Some(file)).unwrap();
+    assert_eq!(settings.listen.port(), 1);
+    assert_eq!(settings.run_capacity, 3);
+    assert_eq!(settings.roles, [Role::App, Role::Cleanup]);
+    assert!(settings.migrate);
+}
+
+#[test]
+fn every_problem_is_told_and_names_its_key() {
+    let file = "lisen = \"x\"\nlisten = \"nowhere\"\nrun_capacity = 0\nlog_format = \"xml\"\nrole = [\"boss\"]\n\
+                database_url = \"mysql://x\"\npublic_url = \"ftp://x\"\ngrace_seconds = 1.5";
+    let mut keys = resolve(&Given::default(), Some(file)).unwrap_err();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(
+        keys,
+        [
+            "database_url",
+            "grace_seconds",
+            "key_file",
+            "lisen",
+            "listen",
+            "log_format",
+            "public_url",
+            "role",
+            "run_capacity"
+        ]
+    );
+    assert_eq!(resolve(&Given::default(), Some("listen = ")).unwrap_err(), ["config"]);
+}
+
+#[test]
+fn tls_is_whole_or_not_there() {
+    let file = "tls_listen = \"127.0.0.1:8443\"\ntls_cert = \"cert.pem\"";
+    assert_eq!(resolve(&Given::default(), Some(file)).unwrap_err(), ["tls_key"]);
+    let whole = format!("{file}\ntls_key = \"/key.pem\"");
+    let settings = resolve(&Given::default(), Some(&whole)).unwrap();
+    assert_eq!(settings.tls.as_ref().unwrap().certificate, Path::new("/srv/cert.pem"));
+    assert_eq!(resolve(&Given::default(), Some(&settings.show())).unwrap(), settings);
+}
+
+#[test]
+fn a_shared_database_needs_a_shared_key() {
+    let given = Given {
+        database_url: Some("postgres://u:p@h/d".to_owned()),
+        ..Given::default()
+    };
+    assert_eq!(resolve(&given, None).unwrap_err(), ["key_file"]);
+}
+
+#[test]
+fn what_is_shown_has_no_secret_and_reads_back() {
+    let given = Given {
+        database_url: Some("postgres://u:hunter2@h/d?password=hunter3".to_owned()),
+        key_file: Some("/etc/key".to_owned()),
+        ..Given::default()
+    };
+    let settings = resolve(&given, None).unwrap();
+    let shown = settings.show();
+    assert!(!shown.contains("hunter"), "{shown}");
+    assert!(!format!("{settings:?}").contains("hunter"));
+    assert!(resolve(&Given::default(), Some(&shown)).is_ok());
+}
