@@ -16,6 +16,7 @@ pub mod catalog;
 pub mod connection;
 pub mod environment;
 pub mod error;
+pub mod failpoint;
 pub mod id;
 pub mod job;
 pub mod page;

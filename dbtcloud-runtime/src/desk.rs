@@ -14,7 +14,7 @@ use dbtcloud_core::ports::{
     AgentIdentity, Area, ArtifactKey, ArtifactPath, Batch, ByteRange, Digest, Holder, LogChunk,
 };
 use dbtcloud_core::run::Run;
-use dbtcloud_core::{Error, ErrorKind, Result};
+use dbtcloud_core::{Error, ErrorKind, Result, failpoint};
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 
@@ -218,7 +218,10 @@ async fn store(
         .into_data_stream()
         .map_err(|e| Error::unavailable("the agent's upload broke off").because(e.to_string()))
         .boxed();
-    match plane.artifacts()?.put(&key, stream).await {
+    failpoint::reached("desk", "artifact", "before_put");
+    let put = plane.artifacts()?.put(&key, stream).await;
+    failpoint::reached("desk", "artifact", "after_put");
+    match put {
         Ok(bytes) => {
             plane.metrics().artifacts_stored.add(1);
             Ok(Json(Stored { bytes }))

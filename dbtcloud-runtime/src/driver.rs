@@ -11,7 +11,7 @@ use dbtcloud_core::ports::{
     WorkloadLimits,
 };
 use dbtcloud_core::run::{CauseCategory, Request, Run, RunEvent, RunStatus, Trigger};
-use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
+use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result, failpoint};
 
 use crate::ControlPlane;
 use crate::desk::digest;
@@ -106,7 +106,10 @@ async fn start(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
             lifetime: Some(lifetime),
         },
     };
-    match plane.executor().start(&spec).await {
+    failpoint::reached("driver", "start", "before");
+    let started = plane.executor().start(&spec).await;
+    failpoint::reached("driver", "start", "after");
+    match started {
         Ok(()) => Ok(Next::Keep),
         Err(error) if error.kind() == ErrorKind::Unavailable && !late(plane, run) => Err(error),
         Err(error) => {
@@ -162,6 +165,7 @@ async fn ended(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Res
     };
     // What the agent started ends with its execution: removed before the run says so.
     plane.executor().remove(name_of(&run)).await?;
+    failpoint::reached("driver", "ended", "after_remove");
     change(plane, driven, &run, RunEvent::Failed, message).await
 }
 
@@ -228,8 +232,10 @@ async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> 
         return Ok(Next::Keep);
     }
     plane.executor().remove(name_of(run)).await?;
+    failpoint::reached("driver", "farewell", "after_remove");
     chain(plane, run).await?;
     deactivate(plane, run).await?;
+    failpoint::reached("driver", "farewell", "before_release");
     plane.metrics().run_ended(run.status);
     plane.runs().release(&[driven.fence], plane.clock().now()).await?;
     Ok(Next::Settled)

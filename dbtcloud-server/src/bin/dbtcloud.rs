@@ -5,6 +5,10 @@
     reason = "what a command says to the person who ran it"
 )]
 
+#[cfg(feature = "failpoints")]
+#[path = "../failpoints.rs"]
+mod failpoints;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -88,6 +92,8 @@ struct BootstrapArgs {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    failpoints::arm();
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {

@@ -158,7 +158,7 @@ impl Catalog for SqlStorage {
             Ok(id)
         }
         .await;
-        let id = work.end(done).await?;
+        let id = work.end("catalog.insert", done).await?;
         let account = if kind == Kind::Account {
             AccountId::new(id)
         } else {
@@ -262,7 +262,7 @@ impl Catalog for SqlStorage {
             draft.at,
             draft.body.to_string(),
         ];
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("catalog.update").await?;
         let mut link = writer.link();
         let row = link
             .first_raw(&update(kind), values)

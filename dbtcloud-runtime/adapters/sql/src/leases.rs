@@ -25,7 +25,7 @@ impl Leases for SqlStorage {
     async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>> {
         no_nul("name", name)?;
         no_nul("owner", owner.as_str())?;
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("leases.acquire").await?;
         let row = writer
             .link()
             .first(&ACQUIRE, args![name, owner.as_str(), now, until])
@@ -36,7 +36,7 @@ impl Leases for SqlStorage {
     async fn release(&self, name: &str, owner: &Owner) -> Result<()> {
         no_nul("name", name)?;
         no_nul("owner", owner.as_str())?;
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("leases.release").await?;
         writer
             .link()
             .execute(&RELEASE, args![name, owner.as_str()])

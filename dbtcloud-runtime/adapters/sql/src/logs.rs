@@ -129,7 +129,7 @@ impl Logs for SqlStorage {
             Ok(())
         }
         .await;
-        work.end(done).await
+        work.end("logs.moved", done).await
     }
 
     async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {

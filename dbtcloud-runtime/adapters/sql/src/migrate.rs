@@ -75,7 +75,7 @@ impl SqlStorage {
             Ok(())
         }
         .await;
-        work.end(done).await
+        work.end("migrate", done).await
     }
 
     /// The schema the database has; 0 when it was never migrated.

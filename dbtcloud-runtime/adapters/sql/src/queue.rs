@@ -307,7 +307,7 @@ async fn claim_together(
             .collect())
     }
     .await;
-    work.end(done).await
+    work.end("runs.claim", done).await
 }
 
 fn by_id(rows: Vec<crate::engine::Row>) -> Result<BTreeMap<RunId, Run>> {
@@ -348,7 +348,7 @@ pub(crate) async fn reclaim(
         Ok(epochs.keys().filter_map(|id| issue(&mut runs, &epochs, *id)).collect())
     }
     .await;
-    work.end(done).await
+    work.end("runs.reclaim", done).await
 }
 
 /// Driver fences as pairs. An agent's fence is no lease, an epoch beyond the range nobody's.
@@ -381,13 +381,13 @@ pub(crate) async fn renew(database: &Database, fences: &[Fence], until: Timestam
             .collect())
     }
     .await;
-    work.end(done).await
+    work.end("runs.renew", done).await
 }
 
 pub(crate) async fn release(database: &Database, fences: &[Fence], now: Timestamp) -> Result<()> {
     if fences.is_empty() {
         return Ok(());
     }
-    let mut writer = database.write().await?;
+    let mut writer = database.write("runs.release").await?;
     lease(&mut writer.link(), fences, now).await
 }

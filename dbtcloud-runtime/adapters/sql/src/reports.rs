@@ -272,7 +272,7 @@ pub(crate) async fn change(database: &Database, fence: &Fence, change: &RunChang
         Ok(held.run)
     }
     .await;
-    work.end(done).await
+    work.end("runs.change", done).await
 }
 
 pub(crate) async fn request_cancel(
@@ -300,7 +300,7 @@ pub(crate) async fn request_cancel(
         Ok(held.run)
     }
     .await;
-    work.end(done).await
+    work.end("runs.request_cancel", done).await
 }
 
 fn check_batch(batch: &Batch) -> Result<()> {
@@ -381,7 +381,7 @@ pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) ->
         })
     }
     .await;
-    work.end(done).await
+    work.end("runs.report", done).await
 }
 
 fn happen(held: &mut Held, event: RunEvent, batch: &Batch) -> Result<()> {

@@ -393,7 +393,7 @@ impl Runs for SqlStorage {
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
         let mut work = self.database.begin().await?;
         let done = enqueue(&mut work.link(), new, now).await;
-        work.end(done).await
+        work.end("runs.enqueue", done).await
     }
 
     async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {

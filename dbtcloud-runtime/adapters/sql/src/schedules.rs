@@ -53,7 +53,7 @@ fn read(row: &Row) -> Result<ScheduleEntry> {
 impl Schedules for SqlStorage {
     async fn put(&self, entry: &ScheduleEntry, now: Timestamp) -> Result<()> {
         let version = signed("job_version", entry.job_version)?;
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("schedules.put").await?;
         let values = args![entry.job, entry.account, version, entry.next_at, now];
         writer.link().execute(&PUT, values).await.map(drop)
     }
@@ -101,6 +101,6 @@ impl Schedules for SqlStorage {
             Ok(fired)
         }
         .await;
-        work.end(done).await
+        work.end("schedules.fire", done).await
     }
 }

@@ -82,7 +82,7 @@ fn read(row: &Row) -> Result<Session> {
 #[async_trait]
 impl Sessions for SqlStorage {
     async fn open(&self, new: NewSession, now: Timestamp) -> Result<Session> {
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("sessions.open").await?;
         let mut link = writer.link();
         for _ in 0..OPEN_ATTEMPTS {
             // Reading first: coming back to an open session is the common case and writes nothing.
@@ -124,7 +124,7 @@ impl Sessions for SqlStorage {
         now: Timestamp,
     ) -> Result<Session> {
         no_nul_in("address", change.address.as_deref())?;
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("sessions.change").await?;
         let mut link = writer.link();
         // An illegal event is told only after the session was looked at: not there comes first.
         if let Ok(to) = change.from.apply(change.event) {

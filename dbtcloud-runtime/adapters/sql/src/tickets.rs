@@ -73,12 +73,12 @@ impl Tickets for SqlStorage {
             issue.attempt,
             issue.expires_at
         ];
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("tickets.issue").await?;
         writer.link().execute(&ISSUE, values).await.map(drop)
     }
 
     async fn redeem(&self, ticket: Digest, key: Digest, now: Timestamp) -> Result<AgentIdentity> {
-        let mut writer = self.database.write().await?;
+        let mut writer = self.database.write("tickets.redeem").await?;
         let mut link = writer.link();
         link.execute(&BIND, args![stored(ticket), stored(key), now]).await?;
         let bound = link.first(&BOUND, args![stored(ticket), stored(key)]).await?;
@@ -112,6 +112,6 @@ impl Tickets for SqlStorage {
             Ok(keys + tickets)
         }
         .await;
-        work.end(done).await
+        work.end("tickets.purge", done).await
     }
 }

@@ -1,7 +1,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use dbtcloud_core::{Error, Result};
+use dbtcloud_core::{Error, Result, failpoint};
 #[cfg(feature = "sqlite")]
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 #[cfg(feature = "postgres")]
@@ -29,6 +29,10 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long to wait before a file that was locked is opened again.
 #[cfg(feature = "sqlite")]
 const LOCKED_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where a test may end the process, around every commit.
+const BEFORE_COMMIT: &str = "before_commit";
+const AFTER_COMMIT: &str = "after_commit";
 
 /// The connections to one database.
 #[derive(Clone, Debug)]
@@ -77,15 +81,17 @@ impl Database {
         .map_err(translate)
     }
 
-    /// A connection for one statement that writes and is its own transaction.
-    pub(crate) async fn write(&self) -> Result<Borrowed> {
-        match self {
+    /// A connection for one statement that writes and is its own transaction, for this call of a port.
+    pub(crate) async fn write(&self, call: &'static str) -> Result<Written> {
+        let connection = match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, .. } => writer.acquire().await.map(Borrowed::Sqlite),
-        }
-        .map_err(translate)
+        };
+        let connection = connection.map_err(translate)?;
+        failpoint::reached("sql", call, BEFORE_COMMIT);
+        Ok(Written { connection, call })
     }
 
     /// A transaction that writes. Dropping it rolls back.
@@ -133,6 +139,24 @@ impl Borrowed {
     }
 }
 
+/// A connection on which one statement writes.
+pub(crate) struct Written {
+    connection: Borrowed,
+    call: &'static str,
+}
+
+impl Written {
+    pub(crate) fn link(&mut self) -> Link<'_> {
+        self.connection.link()
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        failpoint::reached("sql", self.call, AFTER_COMMIT);
+    }
+}
+
 /// A transaction.
 pub(crate) enum Work {
     #[cfg(feature = "postgres")]
@@ -151,10 +175,15 @@ impl Work {
         }
     }
 
-    /// Commits what went well and takes back the rest. Either way its locks are gone when this returns:
+    /// Ends the transaction of this call of a port: commits what went well and takes back the rest. Either way its locks are gone when this returns:
     /// left to a drop, they would last until the connection is next looked at, and the caller's own next
     /// call might run into them.
-    pub(crate) async fn end<T, E: From<Error>>(self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
+    pub(crate) async fn end<T, E: From<Error>>(
+        self,
+        call: &'static str,
+        done: std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        failpoint::reached("sql", call, BEFORE_COMMIT);
         let ended = match (self, done.is_ok()) {
             #[cfg(feature = "postgres")]
             (Self::Postgres(work), true) => work.commit().await,
@@ -165,6 +194,7 @@ impl Work {
             #[cfg(feature = "sqlite")]
             (Self::Sqlite(work), false) => work.rollback().await,
         };
+        failpoint::reached("sql", call, AFTER_COMMIT);
         let value = done?;
         ended.map_err(translate)?;
         Ok(value)
