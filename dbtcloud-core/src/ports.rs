@@ -21,6 +21,7 @@ mod volume;
 
 pub use artifacts::{
     ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange, ByteStream,
+    RunStream,
 };
 pub use catalog::Catalog;
 pub use clock::Clock;

@@ -88,7 +88,7 @@ async fn put_open_stat_list_remove() {
             ErrorKind::NotFound
         );
         assert!(artifacts.list(ACCOUNT, RUN, None).await.unwrap().is_empty());
-        artifacts.remove(ACCOUNT, RUN).await.unwrap();
+        artifacts.remove(ACCOUNT, RUN, None).await.unwrap();
 
         assert_eq!(artifacts.put(&one, whole("0123456789")).await.unwrap(), 10);
         assert_eq!(artifacts.stat(&one).await.unwrap().unwrap().bytes, 10);
@@ -127,8 +127,8 @@ async fn put_open_stat_list_remove() {
         };
         artifacts.put(&other_run, whole("x")).await.unwrap();
         artifacts.put(&other_account, whole("x")).await.unwrap();
-        artifacts.remove(ACCOUNT, RUN).await.unwrap();
-        artifacts.remove(ACCOUNT, RUN).await.unwrap();
+        artifacts.remove(ACCOUNT, RUN, None).await.unwrap();
+        artifacts.remove(ACCOUNT, RUN, None).await.unwrap();
         assert_eq!(artifacts.stat(&one).await.unwrap(), None);
         assert!(artifacts.list(ACCOUNT, RUN, None).await.unwrap().is_empty());
         for other in [&other_run, &other_account] {
@@ -239,7 +239,7 @@ async fn a_failed_stream_leaves_what_was_there() {
                 .is_err()
         );
         assert_eq!(read(&artifacts, &one, 0, None).await, b"old");
-        artifacts.remove(ACCOUNT, RUN).await.unwrap();
+        artifacts.remove(ACCOUNT, RUN, None).await.unwrap();
         if let Some(directory) = directory {
             for _ in 0..1000 {
                 if files_below(directory.path()).is_empty() {

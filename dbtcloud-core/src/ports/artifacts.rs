@@ -14,6 +14,9 @@ pub const ARTIFACT_PATH_LIMIT_BYTES: usize = 768;
 /// Bytes on their way; never a whole file in memory.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
+/// Runs on their way out of a listing that may be long; never all of them in memory.
+pub type RunStream = Pin<Box<dyn Stream<Item = Result<(AccountId, RunId)>> + Send>>;
+
 /// A path inside a run's artifacts: relative, `/`-separated, without `.`, `..`, empty parts, control
 /// characters or backslashes.
 ///
@@ -124,6 +127,12 @@ pub trait Artifacts: Send + Sync {
     /// All files of a run (of one area, if given), by area and path. Empty for a run that has none.
     async fn list(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<Vec<ArtifactMeta>>;
 
-    /// Removes all files of a run. `Ok` when there are none.
-    async fn remove(&self, account: AccountId, run: RunId) -> Result<()>;
+    /// Every run that has a file, whole or half come in, over all accounts, in no order, possibly twice. One
+    /// whose files come or go meanwhile is told or is not. For loops that look for what nobody owns.
+    ///
+    /// Errors: `Unavailable` at once or in the stream.
+    async fn runs(&self) -> Result<RunStream>;
+
+    /// Removes all files of a run (of one area, if given). `Ok` when there are none.
+    async fn remove(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<()>;
 }

@@ -1,11 +1,11 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream};
+use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream, RunStream};
 use futures::{StreamExt, TryStreamExt, stream};
 
 /// How much of a file one item of a stream holds.
@@ -68,8 +68,14 @@ impl Artifacts for MemoryArtifacts {
         Ok(own.map(|(key, bytes)| meta(key, bytes)).collect())
     }
 
-    async fn remove(&self, account: AccountId, run: RunId) -> Result<()> {
-        self.lock().retain(|key, _| key.account != account || key.run != run);
+    async fn runs(&self) -> Result<RunStream> {
+        let runs: BTreeSet<_> = self.lock().keys().map(|key| (key.account, key.run)).collect();
+        Ok(stream::iter(runs).map(Ok).boxed())
+    }
+
+    async fn remove(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<()> {
+        self.lock()
+            .retain(|key, _| key.account != account || key.run != run || area.is_some_and(|area| key.area != area));
         Ok(())
     }
 }

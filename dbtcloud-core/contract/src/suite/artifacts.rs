@@ -1,5 +1,6 @@
 //! What [`Artifacts`] means.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,7 +34,9 @@ cases! { $ artifacts_cases, artifacts, Arc<dyn Artifacts>:
     accounts_are_apart,
     runs_are_apart,
     removing_takes_all_of_one_run,
+    removing_one_area_leaves_the_others,
     removing_nothing_is_fine,
+    every_run_with_a_file_is_told,
     many_puts_of_one_file_leave_one_whole,
     many_files_at_one_time,
 }
@@ -285,7 +288,7 @@ async fn odd_names_are_names(store: Store) {
         .collect();
     expected.sort();
     assert_eq!(paths(&store, ACCOUNT, RUN, None).await, expected);
-    store.remove(ACCOUNT, RUN).await.unwrap();
+    store.remove(ACCOUNT, RUN, None).await.unwrap();
     assert_eq!(store.list(ACCOUNT, RUN, None).await.unwrap(), []);
 }
 
@@ -355,7 +358,7 @@ async fn accounts_are_apart(store: Store) {
         ErrorKind::NotFound
     );
     assert_eq!(store.list(STRANGER, RUN, None).await.unwrap(), []);
-    store.remove(STRANGER, RUN).await.unwrap();
+    store.remove(STRANGER, RUN, None).await.unwrap();
     put(&store, &theirs, b"theirs").await;
     assert_eq!(read(&store, &own).await, b"mine");
 }
@@ -377,7 +380,7 @@ async fn runs_are_apart(store: Store) {
         1,
         "1 is not the beginning of 11"
     );
-    store.remove(ACCOUNT, RunId::new(1)).await.unwrap();
+    store.remove(ACCOUNT, RunId::new(1), None).await.unwrap();
     assert_eq!(paths(&store, ACCOUNT, RunId::new(1), None).await.len(), 0);
     assert_eq!(paths(&store, ACCOUNT, RunId::new(11), None).await.len(), 1);
     assert_eq!(paths(&store, ACCOUNT, RunId::new(2), None).await.len(), 1);
@@ -388,18 +391,60 @@ async fn removing_takes_all_of_one_run(store: Store) {
         put(&store, &key(area, "a/b/c"), b"x").await;
         put(&store, &key(area, "d"), b"x").await;
     }
-    store.remove(ACCOUNT, RUN).await.unwrap();
+    store.remove(ACCOUNT, RUN, None).await.unwrap();
     assert_eq!(store.list(ACCOUNT, RUN, None).await.unwrap(), []);
     assert_eq!(store.stat(&key(Area::Logs, "d")).await.unwrap(), None);
     put(&store, &key(Area::Logs, "d"), b"again").await;
     assert_eq!(read(&store, &key(Area::Logs, "d")).await, b"again");
 }
 
+async fn removing_one_area_leaves_the_others(store: Store) {
+    let areas = [Area::Step(1), Area::Step(11), Area::Logs];
+    for area in areas {
+        put(&store, &key(area, "a/b"), b"x").await;
+        put(&store, &key(area, "c"), b"x").await;
+    }
+    for (removed, left) in [(Area::Step(1), 4), (Area::Logs, 2), (Area::Step(3), 2)] {
+        store.remove(ACCOUNT, RUN, Some(removed)).await.unwrap();
+        let kept = paths(&store, ACCOUNT, RUN, None).await;
+        assert!(kept.iter().all(|(area, _)| *area != removed), "{kept:?}");
+        assert_eq!(kept.len(), left, "{kept:?}");
+    }
+}
+
+async fn every_run_with_a_file_is_told(store: Store) {
+    let told = async || {
+        let runs = store.runs().await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+        runs.into_iter().collect::<BTreeSet<_>>()
+    };
+    assert_eq!(told().await, BTreeSet::new());
+    let mut expected = BTreeSet::new();
+    for account in [ACCOUNT, STRANGER] {
+        for run in (1..10).map(|run| RunId::new(run * 7)) {
+            for area in [Area::Step(1), Area::Logs] {
+                let key = ArtifactKey {
+                    account,
+                    run,
+                    ..key(area, "a/b")
+                };
+                put(&store, &key, b"x").await;
+            }
+            expected.insert((account, run));
+        }
+    }
+    assert_eq!(told().await, expected);
+    store.remove(STRANGER, RunId::new(7), Some(Area::Logs)).await.unwrap();
+    assert_eq!(told().await, expected, "it has another file");
+    store.remove(STRANGER, RunId::new(7), None).await.unwrap();
+    expected.remove(&(STRANGER, RunId::new(7)));
+    assert_eq!(told().await, expected);
+}
+
 async fn removing_nothing_is_fine(store: Store) {
-    store.remove(ACCOUNT, RUN).await.unwrap();
+    store.remove(ACCOUNT, RUN, None).await.unwrap();
     put(&store, &key(Area::Step(1), "file"), b"x").await;
-    store.remove(ACCOUNT, RUN).await.unwrap();
-    store.remove(ACCOUNT, RUN).await.unwrap();
+    store.remove(ACCOUNT, RUN, None).await.unwrap();
+    store.remove(ACCOUNT, RUN, None).await.unwrap();
 }
 
 async fn many_puts_of_one_file_leave_one_whole(store: Store) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream};
+use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream, RunStream};
 use dbtcloud_core::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use opendal::{EntryMode, Operator, Writer};
@@ -141,6 +141,29 @@ impl OpendalArtifacts {
             return Err(failed(error));
         }
         Ok(length)
+    }
+
+    /// The directories below `prefix` whose names are numbers, each with its own path; none where there is
+    /// no such prefix.
+    async fn numbers(&self, prefix: String) -> Result<futures::stream::BoxStream<'static, Result<(i64, String)>>> {
+        let failed = |error| unavailable("artifacts cannot be listed", error);
+        let entries = match self.operator.lister(&prefix).await {
+            Ok(entries) => entries,
+            Err(error) if is_absent(&error) => return Ok(futures::stream::empty().boxed()),
+            Err(error) => return Err(failed(error)),
+        };
+        let numbers = entries.filter_map(move |entry| {
+            let number = match entry {
+                // A directory may list itself.
+                Ok(entry) if entry.path() == prefix => None,
+                Ok(entry) => layout::number(entry.name()).map(|number| Ok((number, entry.path().to_owned()))),
+                // Removed while it was listed.
+                Err(error) if is_absent(&error) => None,
+                Err(error) => Some(Err(failed(error))),
+            };
+            futures::future::ready(number)
+        });
+        Ok(numbers.boxed())
     }
 
     /// The directories whose entries a put at `at` makes or changes: the file's own, and when that is not
@@ -337,9 +360,30 @@ impl Artifacts for OpendalArtifacts {
         Ok(found)
     }
 
-    async fn remove(&self, account: AccountId, run: RunId) -> Result<()> {
-        let mut prefixes = vec![layout::prefix(account, run, None)];
+    async fn runs(&self) -> Result<RunStream> {
+        let mut roots = vec!["/".to_owned()];
         if self.operator.info().capability().rename {
+            roots.push(layout::INCOMING.to_owned());
+        }
+        let store = self.clone();
+        let accounts = futures::stream::iter(roots).then(move |root| {
+            let store = store.clone();
+            async move { store.numbers(root).await }
+        });
+        let store = self.clone();
+        let runs = accounts.try_flatten().and_then(move |(account, below)| {
+            let store = store.clone();
+            async move {
+                let runs = store.numbers(below).await?;
+                Ok(runs.map_ok(move |(run, _)| (AccountId::new(account), RunId::new(run))))
+            }
+        });
+        Ok(Box::pin(runs.try_flatten()))
+    }
+
+    async fn remove(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<()> {
+        let mut prefixes = vec![layout::prefix(account, run, area)];
+        if self.operator.info().capability().rename && area.is_none() {
             prefixes.push(layout::incoming(account, run));
         }
         for prefix in prefixes {

@@ -27,9 +27,18 @@ pub(crate) fn prefix(account: AccountId, run: RunId, area: Option<Area>) -> Stri
     }
 }
 
+/// Below it, by account and run as elsewhere, is what comes in.
+pub(crate) const INCOMING: &str = ".incoming/";
+
 /// Where a run's artifacts are while they come in; ends with `/`.
 pub(crate) fn incoming(account: AccountId, run: RunId) -> String {
-    format!(".incoming/{account}/{run}/")
+    format!("{INCOMING}{account}/{run}/")
+}
+
+/// The account or run of a directory of this name; `None` for what is not ours.
+pub(crate) fn number(name: &str) -> Option<i64> {
+    let digits = name.strip_suffix('/')?;
+    digits.parse().ok().filter(|number: &i64| number.to_string() == digits)
 }
 
 /// Where an artifact is.
