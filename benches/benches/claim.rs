@@ -46,6 +46,7 @@ fn new_run(job: u64) -> NewRun {
             timeout_seconds: 3600,
             git_branch: None,
             git_sha: None,
+            job_type: dbtcloud_core::job::JobType::Other,
         },
         scheduled_for: None,
         exclusive: true,

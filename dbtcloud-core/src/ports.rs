@@ -31,7 +31,7 @@ pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
 pub use runs::{
     Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, Owner, Renewed,
-    RunChange, RunFilter, RunPatch, RunSort, RunState, Runs,
+    RunChange, RunFilter, RunPatch, RunSort, RunState, Runs, Taken,
 };
 pub use schedules::{Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};

@@ -13,6 +13,7 @@ pub use status::{Illegal, RunEvent, RunStatus, StepEvent, StepStatus};
 pub use steps::{StepKind, StepPlan, plan_steps};
 
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
+use crate::job::JobType;
 use crate::time::Timestamp;
 
 /// The longest a trigger's cause may be, in characters (dbt Cloud's rule).
@@ -73,6 +74,9 @@ pub struct Trigger {
     pub non_native_pull_request_id: Option<i64>,
     /// Overrides as the caller sent them; `None` where it sent none.
     pub overrides: Overrides,
+    /// The trace that the run belongs to, as W3C's `traceparent`: its parent in it.
+    #[serde(default)]
+    pub traceparent: Option<String>,
 }
 
 impl Trigger {
@@ -88,6 +92,7 @@ impl Trigger {
             azure_pull_request_id: None,
             non_native_pull_request_id: None,
             overrides: Overrides::default(),
+            traceparent: None,
         }
     }
 }
@@ -134,6 +139,13 @@ pub struct RunSpec {
     pub git_branch: Option<String>,
     /// Commit to check out.
     pub git_sha: Option<String>,
+    /// What kind of job it is of.
+    #[serde(default = "no_special_job")]
+    pub job_type: JobType,
+}
+
+fn no_special_job() -> JobType {
+    JobType::Other
 }
 
 /// A run that is to be queued.

@@ -35,6 +35,7 @@ pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
             () = plane.clock().sleep(plane.config().cleanup_interval) => {}
         }
     }
+    plane.metrics().leads(LEASE, false);
     if let Err(error) = plane.leases().release(LEASE, &plane.owner()).await {
         tracing::warn!(error = %error.chain(), "cleanup lease could not be given up; it expires");
     }
@@ -60,12 +61,9 @@ pub struct Cleaned {
 pub async fn round(plane: &ControlPlane) -> Result<Cleaned> {
     let now = plane.clock().now();
     let until = now.plus(plane.config().cleanup_interval.saturating_mul(2));
-    if plane
-        .leases()
-        .acquire(LEASE, &plane.owner(), now, until)
-        .await?
-        .is_none()
-    {
+    let held = plane.leases().acquire(LEASE, &plane.owner(), now, until).await?;
+    plane.metrics().leads(LEASE, held.is_some());
+    if held.is_none() {
         return Ok(Cleaned::default());
     }
     heal_hands(plane).await?;
@@ -75,10 +73,13 @@ pub async fn round(plane: &ControlPlane) -> Result<Cleaned> {
         logs: move_logs(plane).await?,
         folders: remove_folders(plane).await?,
     };
-    plane
-        .metrics()
-        .cleanup_deleted
-        .add(cleaned.executions + cleaned.tickets + cleaned.folders);
+    for (kind, count) in [
+        ("execution", cleaned.executions),
+        ("ticket", cleaned.tickets),
+        ("scratch_folder", cleaned.folders),
+    ] {
+        plane.metrics().cleanup_deleted.add([kind], count);
+    }
     Ok(cleaned)
 }
 

@@ -144,6 +144,7 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
     let identity = identify(&plane, &headers).await?;
     let report = Report::decode(frame)?;
     let log_bytes: u64 = report.logs.iter().map(|part| part.bytes.len() as u64).sum();
+    let counted = report.counted;
     let batch = Batch {
         number: report.number,
         at: plane.clock().now(),
@@ -170,7 +171,12 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
                 plane.metrics().fenced_reports.add(1);
             }
         })?;
-    plane.metrics().log_bytes.add(log_bytes);
+    if let Some(taken) = &ack.taken {
+        let metrics = plane.metrics();
+        metrics.log_bytes.add(log_bytes);
+        metrics.counted(&counted);
+        metrics.moved(taken.before, &taken.run);
+    }
     if ack.status.is_terminal() {
         plane.ring_queue();
     }

@@ -46,6 +46,7 @@ fn name_of(run: &Run) -> ExecutionId {
 pub(crate) async fn drive(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
     let run = &driven.run;
     let seen = plane.executor().observe(name_of(run)).await?;
+    plane.metrics().saw(&seen);
     if run.status.is_terminal() {
         return farewell(plane, driven, &seen).await;
     }
@@ -217,7 +218,11 @@ async fn fail(plane: &ControlPlane, driven: &Driven, message: String) -> Result<
 async fn change(plane: &ControlPlane, driven: &Driven, run: &Run, event: RunEvent, message: String) -> Result<Next> {
     let now = plane.clock().now();
     let change = RunChange::new(run.status, event, RunPatch::message(message), now)?;
-    plane.runs().change(&driven.fence, &change).await?;
+    let changed = plane.runs().change(&driven.fence, &change).await?;
+    // A change that had been made before is answered with its own instant.
+    if changed.updated_at == now {
+        plane.metrics().moved(run.status, &changed);
+    }
     plane.ring_report();
     plane.ring_queue();
     Ok(Next::Keep)
@@ -236,7 +241,6 @@ async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> 
     chain(plane, run).await?;
     deactivate(plane, run).await?;
     failpoint::reached("driver", "farewell", "before_release");
-    plane.metrics().run_ended(run.status);
     plane.runs().release(&[driven.fence], plane.clock().now()).await?;
     Ok(Next::Settled)
 }

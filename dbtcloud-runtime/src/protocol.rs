@@ -166,6 +166,33 @@ pub struct LogPart {
     pub bytes: Bytes,
 }
 
+/// Something that an agent counted since its last report. It is taken in once, as the report is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Counted {
+    /// Nodes of a command that is over.
+    Nodes {
+        /// dbt's word for what they are.
+        resource_type: String,
+        /// dbt's word for how they ended.
+        status: String,
+        /// How many.
+        count: u64,
+    },
+    /// A parse state was asked for.
+    ParseState {
+        /// `hit`, `partial` (another commit's) or `miss`.
+        result: String,
+        /// Which part of its key differed; empty unless it is a miss.
+        reason: String,
+    },
+    /// Queries that went on in the warehouse after dbt was killed, and were ended there.
+    OrphanQueries {
+        /// How many.
+        count: u64,
+    },
+}
+
 /// What an agent reports at one time; numbered from 1.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Report {
@@ -181,6 +208,8 @@ pub struct Report {
     pub event: Option<RunEvent>,
     /// Fields of the run that are known now.
     pub patch: RunPatch,
+    /// What was counted.
+    pub counted: Vec<Counted>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -191,6 +220,8 @@ struct Header {
     logs: Vec<(u32, u64, u32)>,
     event: Option<RunEvent>,
     patch: RunPatch,
+    #[serde(default)]
+    counted: Vec<Counted>,
 }
 
 impl Report {
@@ -217,6 +248,7 @@ impl Report {
                 .collect(),
             event: self.event,
             patch: self.patch.clone(),
+            counted: self.counted.clone(),
         };
         let header = serde_json::to_vec(&header)
             .map_err(|e| Error::new(ErrorKind::Invalid, "report cannot be written as JSON").because(e))?;
@@ -274,6 +306,7 @@ impl Report {
             logs,
             event: header.event,
             patch: header.patch,
+            counted: header.counted,
         })
     }
 }

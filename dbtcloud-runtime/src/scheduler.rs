@@ -111,11 +111,7 @@ impl Scheduler {
         let reclaimed = self.reclaim().await?;
         let claimed = self.admit().await?;
         let settled = self.drive().await;
-        let metrics = self.plane.metrics();
-        metrics
-            .runs_driven
-            .set(i64::try_from(self.driven.len()).unwrap_or(i64::MAX));
-        metrics.ticked(self.plane.clock().now());
+        self.plane.metrics().ticked(self.driven.len(), self.plane.clock().now());
         Ok(Tick {
             fired,
             claimed,
@@ -217,8 +213,7 @@ impl Scheduler {
         let fired = self.plane.schedules().fire(&firing, now).await?;
         let queued = matches!(fired, Fired::Queued(_));
         if queued {
-            let lag = i64::try_from(now.since(seen).as_micros()).unwrap_or(i64::MAX);
-            self.plane.metrics().dispatch_lag_micros.set(lag);
+            self.plane.metrics().dispatch_lag.observe(now.since(seen));
         }
         Ok(queued)
     }
@@ -273,10 +268,8 @@ impl Scheduler {
         let now = self.plane.clock().now();
         let snapshot = self.plane.runs().queue(now, WAITING_PER_ACCOUNT).await?;
         let metrics = self.plane.metrics();
-        metrics
-            .queue_depth
-            .set(i64::try_from(snapshot.waiting.len()).unwrap_or(i64::MAX));
         if snapshot.waiting.is_empty() {
+            metrics.waiting(std::iter::empty());
             return Ok(0);
         }
         let mut limits = Limits {
@@ -290,6 +283,7 @@ impl Scheduler {
             }
         }
         let decision = admit(&snapshot, &limits);
+        metrics.waiting(decision.refused.iter().map(|(_, reason)| *reason));
         if decision.admitted.is_empty() {
             return Ok(0);
         }
@@ -299,6 +293,9 @@ impl Scheduler {
             .runs()
             .claim(&self.plane.owner(), &decision.admitted, now, until)
             .await?;
+        for one in &claimed {
+            metrics.dequeued(&one.run);
+        }
         let count = claimed.len();
         self.take(claimed);
         Ok(count)

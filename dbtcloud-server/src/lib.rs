@@ -43,6 +43,15 @@ use dbtcloud_runtime::ControlPlane;
 use crate::auth::{Authenticator, SharedAuthenticator, TokenAuthenticator};
 use crate::metrics::HttpMetrics;
 
+/// Connections of a process to its database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Connections {
+    /// Those that wait.
+    pub idle: u32,
+    /// Those that work.
+    pub used: u32,
+}
+
 /// What a server can be told. Every limit has a name here.
 #[derive(Clone)]
 pub struct Options {
@@ -57,6 +66,8 @@ pub struct Options {
     pub keep_alive: Duration,
     /// Who tells who has a token; the catalog's tokens when absent.
     pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Tells the connections to the database, for `/metrics`.
+    pub connections: Option<Arc<dyn Fn() -> Connections + Send + Sync>>,
 }
 
 impl Default for Options {
@@ -67,6 +78,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
             authenticator: None,
+            connections: None,
         }
     }
 }
@@ -92,6 +104,12 @@ pub(crate) struct Inner {
 /// What all handlers share.
 #[derive(Clone)]
 pub(crate) struct App(Arc<Inner>);
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("App")
+    }
+}
 
 impl std::ops::Deref for App {
     type Target = Inner;

@@ -7,8 +7,10 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
-use dbtcloud_runtime::metrics::Metrics as PlaneMetrics;
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use dbtcloud_runtime::metrics::{Counter, Counters, Gauge, Gauges, Labels, Metrics as PlaneMetrics, Spans};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -22,11 +24,6 @@ use crate::wire::fault::Fault;
 struct Route {
     method: &'static str,
     route: String,
-    status: u16,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ended {
     status: &'static str,
 }
 
@@ -67,12 +64,22 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
+const fn status_class(status: u16) -> &'static str {
+    match status / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    }
+}
+
 impl HttpMetrics {
     pub(crate) fn observe(&self, method: &Method, route: &str, status: u16, took: Duration) {
         let labels = Route {
             method: method_name(method),
             route: route.to_owned(),
-            status,
+            status: status_class(status),
         };
         self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
@@ -83,79 +90,218 @@ impl HttpMetrics {
     }
 }
 
-fn seconds(micros: i64) -> f64 {
+/// What of a control plane is shown under one name.
+enum Source<'a> {
+    Count(&'a Counter),
+    Counts(&'a [&'static str], Vec<(Vec<&'static str>, u64)>),
+    Level(&'a Gauge),
+    Levels(&'a [&'static str], Vec<(Vec<&'static str>, i64)>),
+    /// Microseconds since the epoch.
+    Instant(&'a Gauge),
+    Spans(&'a Spans),
+}
+
+/// Rows with as many values as there are names.
+fn rows<const N: usize, T>(rows: Vec<(Labels<N>, T)>) -> Vec<(Vec<&'static str>, T)> {
+    rows.into_iter()
+        .map(|(labels, value)| (labels.to_vec(), value))
+        .collect()
+}
+
+fn counts<'a, const N: usize>(names: &'a [&'static str; N], counters: &Counters<N>) -> Source<'a> {
+    Source::Counts(names, rows(counters.get()))
+}
+
+fn levels<'a, const N: usize>(names: &'a [&'static str; N], gauges: &Gauges<N>) -> Source<'a> {
+    Source::Levels(names, rows(gauges.get()))
+}
+
+fn instant(micros: i64) -> f64 {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64()
 }
 
-fn register(plane: &PlaneMetrics, http: &HttpMetrics) -> Registry {
-    let mut registry = Registry::with_prefix("dbtcloud");
-    let counters = [
-        ("log_bytes_shipped", "Log bytes taken in from agents", &plane.log_bytes),
-        ("artifacts_stored", "Artifacts stored", &plane.artifacts_stored),
+impl Source<'_> {
+    const fn kind(&self) -> MetricType {
+        match self {
+            Self::Count(_) | Self::Counts(..) => MetricType::Counter,
+            Self::Level(_) | Self::Levels(..) | Self::Instant(_) => MetricType::Gauge,
+            Self::Spans(_) => MetricType::Histogram,
+        }
+    }
+
+    const fn unit(&self) -> Option<Unit> {
+        match self {
+            Self::Instant(_) | Self::Spans(_) => Some(Unit::Seconds),
+            _ => None,
+        }
+    }
+
+    fn encode(&self, mut encoder: MetricEncoder) -> std::fmt::Result {
+        match self {
+            Self::Count(counter) => ConstCounter::new(counter.get()).encode(encoder),
+            Self::Level(gauge) => ConstGauge::new(gauge.get()).encode(encoder),
+            Self::Instant(gauge) => ConstGauge::new(instant(gauge.get())).encode(encoder),
+            Self::Spans(spans) => {
+                let buckets = spans.buckets();
+                let count = buckets.iter().map(|(_, count)| count).sum();
+                encoder.encode_histogram::<NoLabelSet>(spans.sum().as_secs_f64(), count, &buckets, None)
+            }
+            Self::Counts(names, rows) => rows.iter().try_for_each(|(values, count)| {
+                let labels: Vec<_> = names.iter().copied().zip(values.iter().copied()).collect();
+                ConstCounter::new(*count).encode(encoder.encode_family(&labels)?)
+            }),
+            Self::Levels(names, rows) => rows.iter().try_for_each(|(values, level)| {
+                let labels: Vec<_> = names.iter().copied().zip(values.iter().copied()).collect();
+                ConstGauge::new(*level).encode(encoder.encode_family(&labels)?)
+            }),
+        }
+    }
+}
+
+/// Everything a control plane counts, by the names that `docs/observe.md` explains. A name with nothing under it yet is
+/// told all the same.
+fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> {
+    use Source::{Count, Instant, Level, Spans};
+    vec![
         (
-            "artifact_upload_failures",
-            "Artifacts that could not be stored",
-            &plane.artifact_failures,
+            "runs",
+            "Runs that this process ended",
+            counts(&["status", "trigger", "job_type"], &plane.runs_ended),
         ),
         (
-            "agent_reports_fenced",
-            "Reports of agents that had been overtaken",
-            &plane.fenced_reports,
+            "runs_in_progress",
+            "Runs that this process drives",
+            Level(&plane.runs_driven),
+        ),
+        (
+            "run_queue_depth",
+            "Runs that wait, in all of the installation, by reason",
+            levels(&["reason"], &plane.queue_depth),
+        ),
+        (
+            "run_queue_wait",
+            "From queued to out of the queue",
+            Spans(&plane.queue_wait),
+        ),
+        (
+            "run_prep",
+            "From out of the queue to the beginning of the agent",
+            Spans(&plane.run_prep),
+        ),
+        (
+            "run_duration",
+            "From the beginning of the agent to the end",
+            Spans(&plane.run_duration),
+        ),
+        (
+            "cancel",
+            "From the wish to stop a live run to its confirmed end",
+            Spans(&plane.cancel),
+        ),
+        (
+            "cancel_orphan_queries",
+            "Queries that went on in a warehouse after dbt was killed and were ended there",
+            Count(&plane.orphan_queries),
+        ),
+        (
+            "node_executions",
+            "Nodes that dbt executed",
+            counts(&["resource_type", "status"], &plane.node_executions),
+        ),
+        (
+            "parse_cache_requests",
+            "Parse states that runs asked for, by what came of it",
+            counts(&["result", "miss_reason"], &plane.parse_cache),
+        ),
+        (
+            "scheduler_dispatch_lag",
+            "How late schedules fired",
+            Spans(&plane.dispatch_lag),
+        ),
+        (
+            "scheduler_last_tick_timestamp",
+            "When the scheduler of this process last finished a round",
+            Instant(&plane.scheduler_tick_at),
         ),
         (
             "scheduler_failures",
             "Rounds of the scheduler that failed",
-            &plane.scheduler_failures,
+            Count(&plane.scheduler_failures),
         ),
-        ("cleanup_deleted", "Things that cleanup removed", &plane.cleanup_deleted),
-    ];
-    for (name, help, counter) in counters {
-        registry.register(name, help, ConstCounter::new(counter.get()));
+        (
+            "executor_pods",
+            "Executions of the runs that this process drives, by phase",
+            levels(&["phase"], &plane.executions),
+        ),
+        (
+            "log_bytes_shipped",
+            "Log bytes taken in from agents",
+            Count(&plane.log_bytes),
+        ),
+        ("artifacts_stored", "Artifacts stored", Count(&plane.artifacts_stored)),
+        (
+            "artifact_upload_failures",
+            "Uploads of artifacts that the store did not take; agents try again",
+            Count(&plane.artifact_failures),
+        ),
+        (
+            "agent_reports_fenced",
+            "Reports of agents that had been overtaken",
+            Count(&plane.fenced_reports),
+        ),
+        (
+            "develop_sessions",
+            "Develop sessions that have not ended, in all of the installation",
+            levels(&["state"], &plane.sessions),
+        ),
+        (
+            "cleanup_deleted",
+            "Things that cleanup removed",
+            counts(&["kind"], &plane.cleanup_deleted),
+        ),
+        (
+            "leader",
+            "Leases: 1 while this process holds it",
+            levels(&["lease"], &plane.leader),
+        ),
+    ]
+}
+
+/// Shows a control plane's numbers and the database's connections.
+#[derive(Debug)]
+struct Shown(App);
+
+impl Collector for Shown {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> std::fmt::Result {
+        for (name, help, source) in named(self.0.plane.metrics()) {
+            let unit = source.unit();
+            let metric = encoder.encode_descriptor(name, help, unit.as_ref(), source.kind())?;
+            source.encode(metric)?;
+        }
+        if let Some(connections) = &self.0.options.connections {
+            let gauges = Gauges::<1>::default();
+            let now = connections();
+            gauges.set(["idle"], i64::from(now.idle));
+            gauges.set(["used"], i64::from(now.used));
+            let source = levels(&["state"], &gauges);
+            let help = "Connections of this process to its database";
+            let metric = encoder.encode_descriptor("db_pool_connections", help, None, source.kind())?;
+            source.encode(metric)?;
+        }
+        Ok(())
     }
-    let runs: Family<Ended, prometheus_client::metrics::counter::Counter> = Family::default();
-    for (status, counter) in [
-        ("success", &plane.runs_succeeded),
-        ("warned", &plane.runs_warned),
-        ("error", &plane.runs_failed),
-        ("cancelled", &plane.runs_cancelled),
-    ] {
-        runs.get_or_create(&Ended { status }).inc_by(counter.get());
-    }
-    registry.register("runs", "Runs that this process saw end", runs);
-    registry.register(
-        "runs_in_progress",
-        "Runs that this process drives",
-        ConstGauge::new(plane.runs_driven.get()),
-    );
-    registry.register(
-        "run_queue_depth",
-        "Runs that wait",
-        ConstGauge::new(plane.queue_depth.get()),
-    );
-    registry.register_with_unit(
-        "scheduler_dispatch_lag",
-        "How late the last schedule fired",
-        Unit::Seconds,
-        ConstGauge::new(seconds(plane.dispatch_lag_micros.get())),
-    );
-    registry.register_with_unit(
-        "scheduler_last_tick_timestamp",
-        "When the scheduler last finished a round",
-        Unit::Seconds,
-        ConstGauge::new(seconds(plane.scheduler_tick_at.get())),
-    );
-    registry.register_with_unit(
-        "http_request_duration",
-        "Requests by route and status",
-        Unit::Seconds,
-        http.durations.clone(),
-    );
-    registry
 }
 
 /// Everything that was counted so far.
 pub(crate) async fn scrape(State(app): State<App>) -> Result<Response, Fault> {
-    let registry = register(app.plane.metrics(), &app.metrics);
+    let mut registry = Registry::with_prefix("dbtcloud");
+    registry.register_with_unit(
+        "http_request_duration",
+        "Requests by route and status class",
+        Unit::Seconds,
+        app.metrics.durations.clone(),
+    );
+    registry.register_collector(Box::new(Shown(app)));
     let mut body = String::new();
     text::encode(&mut body, &registry)
         .map_err(|error| dbtcloud_core::Error::corrupt("metrics cannot be written").because(error))?;

@@ -1,17 +1,17 @@
 //! A server from settings, until it is told to stop.
 
 use std::future::IntoFuture;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use dbtcloud_runtime::ControlPlane;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::Options;
 use crate::compose::{self, Composed};
 use crate::config::{Role, Settings};
 use crate::tls::TlsListener;
+use crate::{Connections, Options};
 
 /// How long requests may take to finish once the server stops; live tails are cut then.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What is in the way, and what to do about it.
 pub async fn serve(settings: &Settings, composed: Composed, shutdown: CancellationToken) -> anyhow::Result<()> {
     let listener = listen(settings).await?;
-    serve_on(listener, settings, composed.plane.clone(), shutdown).await
+    serve_on(listener, settings, &composed, shutdown).await
 }
 
 /// Opens the address of the settings.
@@ -45,11 +45,16 @@ pub async fn listen(settings: &Settings) -> anyhow::Result<TcpListener> {
 pub async fn serve_on(
     listener: TcpListener,
     settings: &Settings,
-    plane: ControlPlane,
+    composed: &Composed,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let (plane, storage) = (composed.plane.clone(), composed.storage.clone());
     let options = Options {
         public_url: settings.public_url.clone(),
+        connections: Some(Arc::new(move || {
+            let (idle, used) = storage.connections();
+            Connections { idle, used }
+        })),
         ..Options::default()
     };
     let doors = settings.has(Role::Gateway) || settings.has(Role::App);

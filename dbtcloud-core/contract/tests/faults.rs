@@ -68,6 +68,7 @@ fn new_run(scheduled_for: Timestamp) -> NewRun {
         timeout_seconds: 60,
         git_branch: None,
         git_sha: None,
+        job_type: dbtcloud_core::job::JobType::Other,
     };
     NewRun {
         account: AccountId::new(1),

@@ -219,12 +219,23 @@ pub struct Batch {
 }
 
 /// The answer to a report.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ack {
     /// The highest number that has been taken in.
     pub number: u64,
     /// Where the run stands.
     pub status: RunStatus,
+    /// What this very call did; `None` when the report had been taken in before. What is counted, is counted by it.
+    pub taken: Option<Box<Taken>>,
+}
+
+/// What a report did when it was taken in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    /// Where the run stood before.
+    pub before: RunStatus,
+    /// The run as it is now.
+    pub run: Run,
 }
 
 /// By what a list of runs is ordered; ties are broken by id.
@@ -343,7 +354,8 @@ pub trait Runs: Send + Sync {
     async fn request_cancel(&self, account: AccountId, id: RunId, message: &str, now: Timestamp) -> Result<Run>;
 
     /// Takes in an agent's report, whole or not at all: steps, nodes, log bytes, run status, heartbeat.
-    /// A number that has been taken in already changes nothing and is `Ok`. An event that is illegal in
+    /// A number that has been taken in already changes nothing, is `Ok`, and is answered without
+    /// [`Ack::taken`]. An event that is illegal in
     /// the present state of the run (its cancellation was quicker) is left out, the rest is taken in.
     ///
     /// Errors: `Fenced` when another attempt has begun or the run ended by other means than this agent's

@@ -81,6 +81,7 @@ impl Request<'_> {
                 .clone()
                 .or_else(|| self.environment.branch().map(str::to_owned)),
             git_sha: self.trigger.git_sha.clone(),
+            job_type: job.job_type,
         };
         Ok(NewRun {
             account: self.job.account,

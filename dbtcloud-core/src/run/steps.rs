@@ -73,11 +73,12 @@ pub struct StepPlan {
 /// The steps of a run: clone, profile and deps first, then freshness, the commands, and docs last.
 ///
 /// ```
+/// # use dbtcloud_core::job::JobType;
 /// # use dbtcloud_core::run::{RunSpec, plan_steps};
 /// let spec = RunSpec {
 ///     commands: vec!["dbt build".into()], generate_docs: true, source_freshness: false,
 ///     dbt_version: "latest".into(), threads: 4, target_name: "default".into(), schema: None,
-///     timeout_seconds: 3600, git_branch: None, git_sha: None,
+///     timeout_seconds: 3600, git_branch: None, git_sha: None, job_type: JobType::Other,
 /// };
 /// let names: Vec<_> = plan_steps(&spec, "Warehouse").into_iter().map(|step| step.name).collect();
 /// assert_eq!(names, [

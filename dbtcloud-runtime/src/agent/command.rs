@@ -26,6 +26,18 @@ const SUBCOMMANDS: [&str; 19] = [
 const DEFERRABLE: [&str; 11] = [
     "build", "compile", "docs", "list", "ls", "run", "seed", "show", "snapshot", "source", "test",
 ];
+/// Subcommands that execute nodes; the others only look at them.
+const EXECUTING: [&str; 9] = [
+    "build",
+    "clone",
+    "retry",
+    "run",
+    "run-operation",
+    "seed",
+    "snapshot",
+    "source",
+    "test",
+];
 /// The profile's name, as dbt Cloud has it: models that look at `target.profile_name` see the same.
 pub(super) const PROFILE: &str = "user";
 
@@ -63,6 +75,11 @@ impl Command {
             .iter()
             .map(String::as_str)
             .find(|word| SUBCOMMANDS.contains(word))
+    }
+
+    /// Whether it executes nodes.
+    pub(super) fn executes(&self) -> bool {
+        self.subcommand().is_some_and(|name| EXECUTING.contains(&name))
     }
 
     /// Whether an option was given, in either of its spellings.

@@ -17,10 +17,10 @@ use super::profile;
 use super::steps::{End, Work, now};
 use crate::engine::events::CommandEvent;
 use crate::engine::invocation::{Canceller, EngineEvent, ExitStatus, Invocation, Stopped};
-use crate::engine::parse_cache::{ParseCache, ParseInputs, ParseKey, Restored};
+use crate::engine::parse_cache::{ParseCache, ParseInputs, ParseKey, Part, Restored};
 use crate::engine::results::Outcome;
 use crate::engine::{EngineError, Reply};
-use crate::protocol::StateUse;
+use crate::protocol::{Counted, StateUse};
 
 /// Events between dbt's pipes and the log.
 const CHANNEL: usize = 32;
@@ -110,7 +110,7 @@ impl Work {
         if parses {
             self.keep_parse_state(dbt.as_ref(), command).await;
         }
-        let end = self.judge(step.index, reply, stopped, heard, console).await;
+        let end = self.judge((step.index, command), reply, stopped, heard, console).await;
         if let Err(error) = self.uploads.take(step.index, &target, &logs).await {
             console.line(&format!("WARN: {error}")).await;
         }
@@ -176,6 +176,9 @@ impl Work {
             let ended = tokio::time::timeout(SESSIONS_LIMIT, work)
                 .await
                 .unwrap_or_else(|_| Some(Err("the database did not answer in time".to_owned())));
+            if let Some(Ok(count)) = &ended {
+                self.reporter.count([Counted::OrphanQueries { count: *count }]);
+            }
             if let Ok(mut sessions) = sessions.lock() {
                 *sessions = ended;
             }
@@ -198,7 +201,7 @@ impl Work {
 
     async fn judge(
         &self,
-        step: u32,
+        (step, command): (u32, &Command),
         reply: Result<Reply, EngineError>,
         stopped: Option<(Reason, String)>,
         mut heard: Heard,
@@ -227,6 +230,9 @@ impl Work {
         let Ok((verdict, reports, error)) = settled.await else {
             return End::error("the results of dbt cannot be read");
         };
+        if command.executes() {
+            self.reporter.count(nodes::counts(&verdict));
+        }
         for report in reports {
             self.tell_node(report).await;
         }
@@ -312,9 +318,12 @@ impl Work {
         let (cache, scope) = self.parse_cache();
         let place = self.parse_file();
         let restored = tokio::task::spawn_blocking(move || cache.restore(&scope, &key, &place)).await;
+        if let Ok(Ok(restored)) = &restored {
+            self.reporter.count([parse_state(restored)]);
+        }
         match restored {
             Ok(Ok(Restored::Differs(parts))) => {
-                let parts: Vec<String> = parts.iter().map(|part| format!("{part:?}").to_lowercase()).collect();
+                let parts: Vec<String> = parts.iter().copied().map(part_name).collect();
                 console
                     .line(&format!(
                         "Parsing in full: {} changed since the last run of this job",
@@ -359,6 +368,27 @@ impl Work {
 
     fn parse_mark(&self) -> Option<SystemTime> {
         self.parse_file().metadata().and_then(|meta| meta.modified()).ok()
+    }
+}
+
+fn part_name(part: Part) -> String {
+    format!("{part:?}").to_lowercase()
+}
+
+/// What came of looking for a parse state, to be counted.
+fn parse_state(restored: &Restored) -> Counted {
+    let (result, reason) = match restored {
+        Restored::Exact => ("hit", String::new()),
+        Restored::OtherCommit => ("partial", String::new()),
+        Restored::Nothing => ("miss", "absent".to_owned()),
+        Restored::Differs(parts) => match parts.as_slice() {
+            [part] => ("miss", part_name(*part)),
+            _ => ("miss", "several".to_owned()),
+        },
+    };
+    Counted::ParseState {
+        result: result.to_owned(),
+        reason,
     }
 }
 

@@ -9,6 +9,7 @@ use dbtcloud_core::run::NodeReport;
 use crate::engine::events::{NodeEvent, NodeEventKind};
 use crate::engine::invocation::ExitStatus;
 use crate::engine::results::{self, NodeOutcome, Verdict};
+use crate::protocol::Counted;
 
 /// Names of failed nodes that a message holds.
 const NAMED: usize = 5;
@@ -112,6 +113,27 @@ impl Nodes {
     }
 }
 
+/// How many nodes of each type ended in each way.
+pub(super) fn counts(verdict: &Verdict) -> Vec<Counted> {
+    let mut counts = BTreeMap::<(String, String), u64>::new();
+    for (unique_id, node) in &verdict.nodes {
+        let status = if node.outcome == NodeOutcome::Interrupted {
+            INTERRUPTED
+        } else {
+            &node.status
+        };
+        *counts.entry((kind_of(unique_id, None), status.to_owned())).or_default() += 1;
+    }
+    let counted = counts
+        .into_iter()
+        .map(|((resource_type, status), count)| Counted::Nodes {
+            resource_type,
+            status,
+            count,
+        });
+    counted.collect()
+}
+
 fn kind_of(unique_id: &str, told: Option<&str>) -> String {
     told.or_else(|| unique_id.split('.').next())
         .unwrap_or_default()
@@ -208,6 +230,19 @@ mod tests {
             ]
         );
         assert_eq!(failures(&verdict).unwrap(), "1 of 3 nodes failed: a");
+        let counted = |resource_type: &str, status: &str| Counted::Nodes {
+            resource_type: resource_type.to_owned(),
+            status: status.to_owned(),
+            count: 1,
+        };
+        assert_eq!(
+            counts(&verdict),
+            [
+                counted("model", "error"),
+                counted("model", "interrupted"),
+                counted("test", "warn")
+            ]
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::halt::{Halt, Reason};
 use super::spool::Spool;
 use super::uplink::{self, Backoff, Uplink};
-use crate::protocol::{LogPart, Report};
+use crate::protocol::{Counted, LogPart, Report};
 
 /// The longest a report waits for more to go with it.
 pub const COALESCE: Duration = Duration::from_millis(150);
@@ -58,6 +58,7 @@ enum Entry {
 struct Queue {
     entries: VecDeque<Entry>,
     items: usize,
+    counted: Vec<Counted>,
     spool: Spool,
     /// Length of each step's log as far as it was put into a batch.
     offsets: BTreeMap<u32, u64>,
@@ -97,6 +98,7 @@ impl Reporter {
             queue: Mutex::new(Queue {
                 entries: VecDeque::new(),
                 items: 0,
+                counted: Vec::new(),
                 spool: Spool::new(dir, disk_limit),
                 offsets: BTreeMap::new(),
                 urgent: false,
@@ -125,6 +127,14 @@ impl Reporter {
             queue.items += 1;
             drop(queue);
             self.0.work.notify_one();
+        }
+    }
+
+    /// Tells what was counted, with the next report.
+    pub(super) fn count(&self, counted: impl IntoIterator<Item = Counted>) {
+        let mut queue = self.queue();
+        if !queue.closed {
+            queue.counted.extend(counted);
         }
     }
 
@@ -328,6 +338,7 @@ impl Queue {
     fn take(&mut self, number: u64) -> Report {
         let mut report = Report {
             number,
+            counted: std::mem::take(&mut self.counted),
             ..Report::default()
         };
         let (mut steps, mut log_bytes, mut text, mut patched) = (BTreeSet::new(), 0, 0, false);

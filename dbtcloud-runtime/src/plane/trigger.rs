@@ -83,10 +83,12 @@ impl ControlPlane {
     /// `NotFound`.
     pub async fn cancel(&self, account: AccountId, run: RunId, by: &str) -> Result<Run> {
         let message = format!("Cancelled by {by}.");
-        let run = self
-            .runs()
-            .request_cancel(account, run, &message, self.clock().now())
-            .await?;
+        let now = self.clock().now();
+        let run = self.runs().request_cancel(account, run, &message, now).await?;
+        // What ends at once was queued; what had ended before has another instant.
+        if run.finished_at == Some(now) {
+            self.metrics().moved(RunStatus::Queued, &run);
+        }
         self.ring_queue();
         self.ring_report();
         Ok(run)

@@ -63,6 +63,7 @@ pub fn new_run(job: i64) -> NewRun {
             timeout_seconds: 3600,
             git_branch: None,
             git_sha: None,
+            job_type: dbtcloud_core::job::JobType::Other,
         },
         scheduled_for: None,
         exclusive: true,

@@ -1,7 +1,9 @@
 //! How an agent's report is taken in.
 
 use dbtcloud_core::error::{Error, Result};
-use dbtcloud_core::ports::{Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunPatch};
+use dbtcloud_core::ports::{
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunPatch, Taken,
+};
 use dbtcloud_core::run::{RunEvent, RunStep};
 
 use super::state::{Mutation, State, StoredRun, StoredStep, apply_patch, check_text, step_event};
@@ -20,12 +22,19 @@ impl State {
                 fence.run()
             )));
         }
-        let ack = |stored: &StoredRun| Ack {
+        let before = stored.run.status;
+        let ack = |stored: &StoredRun, fresh: bool| Ack {
             number: stored.taken,
             status: stored.run.status,
+            taken: fresh.then(|| {
+                Box::new(Taken {
+                    before,
+                    run: stored.run.clone(),
+                })
+            }),
         };
         if batch.number <= stored.taken && !self.breaks(Mutation::AcceptTwice) {
-            return Ok(ack(&stored));
+            return Ok(ack(&stored, self.breaks(Mutation::CountTwice)));
         }
         if batch.number > stored.taken + 1 && !self.breaks(Mutation::AcceptGaps) {
             return Err(Error::conflict(format!(
@@ -39,7 +48,7 @@ impl State {
         if taken.is_ok() {
             stored.taken = batch.number;
         }
-        let answer = ack(&stored);
+        let answer = ack(&stored, true);
         if taken.is_ok() || self.breaks(Mutation::KeepHalves) {
             self.runs.insert(fence.run(), stored);
         }

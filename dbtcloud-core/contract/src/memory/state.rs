@@ -25,6 +25,8 @@ pub enum Mutation {
     ForgetInstants,
     /// A report that was taken in is taken in again.
     AcceptTwice,
+    /// A report that was taken in before is answered as if it were new.
+    CountTwice,
     /// A report is taken in although one before it is missing.
     AcceptGaps,
     /// A refused report leaves its first half behind.
@@ -57,12 +59,13 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
         Self::ForgetInstants,
         Self::AcceptTwice,
+        Self::CountTwice,
         Self::AcceptGaps,
         Self::KeepHalves,
         Self::IgnoreOffsets,

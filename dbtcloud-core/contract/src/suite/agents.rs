@@ -2,7 +2,7 @@
 
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::RunId;
-use dbtcloud_core::ports::{Ack, Batch, EventBody, Fence, Holder, RunPatch};
+use dbtcloud_core::ports::{Batch, EventBody, Fence, Holder, RunPatch};
 use dbtcloud_core::run::{RunEvent, RunStatus, StepStatus};
 
 use super::Stores;
@@ -108,14 +108,20 @@ async fn an_agent_goes_on_after_its_own_end(stores: Stores) {
         patch: RunPatch::message("done"),
         ..batch(3, at(9))
     };
-    let ack = Ack {
-        number: 3,
-        status: RunStatus::Success,
-    };
-    assert_eq!(send(&stores, &claimed, &end).await.unwrap(), ack);
+    let ack = send(&stores, &claimed, &end).await.unwrap();
+    assert_eq!((ack.number, ack.status), (3, RunStatus::Success));
+    let taken = ack.taken.expect("what was taken in is told");
     assert_eq!(
-        send(&stores, &claimed, &end).await.unwrap(),
-        ack,
+        (taken.before, taken.run),
+        (
+            RunStatus::Running,
+            stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap()
+        )
+    );
+    let again = send(&stores, &claimed, &end).await.unwrap();
+    assert_eq!(
+        (again.number, again.status, again.taken),
+        (3, RunStatus::Success, None),
         "its answer may have been lost"
     );
     let rest = Batch {
@@ -126,7 +132,9 @@ async fn an_agent_goes_on_after_its_own_end(stores: Stores) {
         },
         ..with_log(4, 5, " world")
     };
-    assert_eq!(send(&stores, &claimed, &rest).await.unwrap(), Ack { number: 4, ..ack });
+    let ack = send(&stores, &claimed, &rest).await.unwrap();
+    assert_eq!((ack.number, ack.status), (4, RunStatus::Success));
+    assert_eq!(ack.taken.map(|taken| taken.before), Some(RunStatus::Success));
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(
         (run.status, run.finished_at),
@@ -150,13 +158,7 @@ async fn an_illegal_event_is_left_out_and_the_rest_counts(stores: Stores) {
         ..with_log(1, 0, "hello")
     };
     let ack = send(&stores, &claimed, &too_early).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 1,
-            status: RunStatus::Starting
-        }
-    );
+    assert_eq!((ack.number, ack.status), (1, RunStatus::Starting));
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(
         (run.status, run.git_sha.as_deref(), run.finished_at),
@@ -178,13 +180,7 @@ async fn a_cancelled_run_tells_its_agent(stores: Stores) {
         ..batch(1, at(3))
     };
     let ack = send(&stores, &claimed, &begin).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 1,
-            status: RunStatus::Cancelling
-        }
-    );
+    assert_eq!((ack.number, ack.status), (1, RunStatus::Cancelling));
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(run.started_at, Some(at(3)), "its agent began all the same");
     let end = Batch {
@@ -193,13 +189,7 @@ async fn a_cancelled_run_tells_its_agent(stores: Stores) {
         ..batch(2, at(4))
     };
     let ack = send(&stores, &claimed, &end).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 2,
-            status: RunStatus::Cancelled
-        }
-    );
+    assert_eq!((ack.number, ack.status), (2, RunStatus::Cancelled));
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(
         (run.message.as_deref(), run.finished_at),

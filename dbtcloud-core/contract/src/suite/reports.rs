@@ -89,13 +89,7 @@ async fn a_report_is_taken_in_whole(stores: Stores) {
         ..batch(1, at(2))
     };
     let ack = send(&stores, &claimed, &report).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 1,
-            status: RunStatus::Running
-        }
-    );
+    assert_eq!((ack.number, ack.status), (1, RunStatus::Running));
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(
         (run.status, run.started_at, run.heartbeat_at),
@@ -136,13 +130,7 @@ async fn a_report_is_taken_in_whole(stores: Stores) {
 async fn a_heartbeat_is_noted(stores: Stores) {
     let running = running(&stores).await;
     let ack = send(&stores, &running, &batch(2, at(77))).await.unwrap();
-    assert_eq!(
-        ack,
-        Ack {
-            number: 2,
-            status: RunStatus::Running
-        }
-    );
+    assert_eq!((ack.number, ack.status), (2, RunStatus::Running));
     let run = stores.runs.get(ACCOUNT, running.run.id).await.unwrap();
     assert_eq!((run.heartbeat_at, run.status), (Some(at(77)), RunStatus::Running));
     assert_eq!(told(&stores, &run).await.len(), 3, "a heartbeat is not an event");
@@ -263,11 +251,8 @@ async fn a_refused_report_leaves_nothing(stores: Stores) {
     assert_eq!(picture(&stores, claimed.run.id).await, before);
     let ack = send(&stores, &claimed, &whole()).await.unwrap();
     assert_eq!(
-        ack,
-        Ack {
-            number: 3,
-            status: RunStatus::Success
-        },
+        (ack.number, ack.status),
+        (3, RunStatus::Success),
         "its number was not used up"
     );
 }

@@ -56,6 +56,7 @@ pub(super) fn new_run(account: AccountId, job: JobId) -> NewRun {
             timeout_seconds: 3600,
             git_branch: None,
             git_sha: None,
+            job_type: dbtcloud_core::job::JobType::Other,
         },
         scheduled_for: None,
         exclusive: true,

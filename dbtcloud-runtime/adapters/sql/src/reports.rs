@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunChange, RunPatch,
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunChange, RunPatch, Taken,
 };
 use dbtcloud_core::run::{Run, RunEvent, RunStatus, StepState};
 use dbtcloud_core::{Error, Result, Timestamp};
@@ -345,8 +345,10 @@ pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) ->
             return Ok(Ack {
                 number: held.taken,
                 status: held.run.status,
+                taken: None,
             });
         }
+        let before = held.run.status;
         if batch.number - 1 > held.taken {
             let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
             return Err(Error::conflict(text));
@@ -378,6 +380,7 @@ pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) ->
         Ok(Ack {
             number: held.taken,
             status: held.run.status,
+            taken: Some(Box::new(Taken { before, run: held.run })),
         })
     }
     .await;

@@ -28,6 +28,11 @@ impl SqlStorage {
         self.database.engine()
     }
 
+    /// How many connections there are now: those that wait, and those that work.
+    pub fn connections(&self) -> (u32, u32) {
+        self.database.connections()
+    }
+
     /// Closes all connections. Every later call is `Unavailable`.
     pub async fn close(&self) {
         self.database.close().await;

@@ -106,6 +106,22 @@ impl Database {
         .map_err(translate)
     }
 
+    /// Connections that wait, and those that work.
+    pub(crate) fn connections(&self) -> (u32, u32) {
+        let counted = |size: u32, idle: usize| {
+            let idle = u32::try_from(idle).unwrap_or(u32::MAX).min(size);
+            (idle, size - idle)
+        };
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(pool) => counted(pool.size(), pool.num_idle()),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { writer, readers } => {
+                counted(writer.size() + readers.size(), writer.num_idle() + readers.num_idle())
+            }
+        }
+    }
+
     pub(crate) async fn close(&self) {
         match self {
             #[cfg(feature = "postgres")]
