@@ -125,7 +125,7 @@ impl Spans {
 
     /// How many were taken in up to each bound and not up to the one before; the last bound is infinite.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = SPAN_BOUNDS_SECONDS.into_iter().chain([f64::MAX]);
+        let bounds = SPAN_BOUNDS_SECONDS.into_iter().chain([f64::INFINITY]);
         let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         bounds.zip(counts).collect()
     }
@@ -354,7 +354,7 @@ mod tests {
             spans.observe(Duration::from_millis(millis));
         }
         let full: Vec<_> = spans.buckets().into_iter().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(full, [(0.01, 1), (0.05, 1), (f64::MAX, 1)]);
+        assert_eq!(full, [(0.01, 1), (0.05, 1), (f64::INFINITY, 1)]);
         assert_eq!(spans.sum(), Duration::from_millis(100_000_000_020));
     }
 

@@ -5,6 +5,7 @@ pub mod installation;
 pub mod postgres;
 pub mod processes;
 pub mod project;
+pub mod scrape;
 
 /// The snippets of the README, compiled.
 #[cfg(doctest)]
