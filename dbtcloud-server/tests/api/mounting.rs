@@ -96,9 +96,9 @@ async fn health_and_metrics_need_no_token_and_name_no_run() {
     let metrics = world.ask_as("", "GET", "/metrics", None).await;
     let text = String::from_utf8(metrics.bytes.to_vec()).unwrap();
     for name in [
-        "dbtcloud_runs_total{status=\"success\"} 0",
-        "dbtcloud_run_queue_depth 0",
-        "dbtcloud_http_request_duration_seconds_count{method=\"POST\",route=\"/api/v2/accounts/{account}/jobs\",status=\"201\"} 1",
+        "dbtcloud_runs_in_progress 0",
+        "# TYPE dbtcloud_run_queue_depth gauge",
+        "dbtcloud_http_request_duration_seconds_count{method=\"POST\",route=\"/api/v2/accounts/{account}/jobs\",status=\"2xx\"} 1",
         "dbtcloud_scheduler_last_tick_timestamp_seconds",
     ] {
         assert!(text.contains(name), "{name} is not in\n{text}");
