@@ -34,6 +34,7 @@ use dbtcloud_core::run::RunEvent;
 use dbtcloud_core::secret::Secret;
 use dbtcloud_core::{Error, ErrorKind, Result};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 pub use artifacts::{CONCURRENCY, FILE_LIMIT, UPLOAD_LIMIT};
 pub use console::STEP_LOG_LIMIT_BYTES;
@@ -77,6 +78,9 @@ const NETWORK: [&str; 13] = [
     "no_proxy",
 ];
 
+/// What variables for dbt's own traces begin with.
+const TRACING: &str = "OTEL_";
+
 /// What an agent has to know before it may ask.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -116,7 +120,7 @@ impl AgentConfig {
     /// | `DBTCLOUD_PYTHON` | Python of dbt environments |
     /// | `DBTCLOUD_DBT2` | a dbt 2.x binary |
     /// | `DBTCLOUD_WARM` | `false`: dbt is always started afresh |
-    /// | `PATH`, proxies, certificates, `TZ`, `UV_…`, `PIP_…` | passed on |
+    /// | `PATH`, proxies, certificates, `TZ`, `UV_…`, `PIP_…`, `OTEL_…` | passed on |
     ///
     /// # Errors
     /// `Invalid`, naming the variable.
@@ -163,7 +167,8 @@ impl AgentConfig {
             passed_on: vars
                 .into_iter()
                 .filter(|(name, _)| {
-                    NETWORK.contains(&name.as_str()) || name.starts_with("UV_") || name.starts_with("PIP_")
+                    let prefixed = ["UV_", "PIP_", TRACING].iter().any(|prefix| name.starts_with(prefix));
+                    NETWORK.contains(&name.as_str()) || prefixed
                 })
                 .collect(),
         }))
@@ -287,7 +292,26 @@ async fn run_with(
         Err(error) if error.kind() == ErrorKind::Fenced => return Ok(AgentExit::Fenced),
         Err(error) => return Err(error),
     };
-    tracing::info!(run = %plan.run, attempt = plan.attempt, "agent begins");
+    let span = tracing::error_span!(
+        "run",
+        account_id = plan.account.get(),
+        job_id = plan.job.get(),
+        run_id = plan.run.get()
+    );
+    execute(config, plan, uplink, source, told, disk_limit)
+        .instrument(span)
+        .await
+}
+
+async fn execute(
+    config: AgentConfig,
+    plan: Arc<RunPlan>,
+    uplink: Uplink,
+    source: Arc<dyn dbt::Source>,
+    told: impl Future<Output = ()>,
+    disk_limit: u64,
+) -> Result<AgentExit> {
+    tracing::info!(attempt = plan.attempt, "agent begins");
     let scratch = config.work_dir.join(SCRATCH);
     let folders = Folders {
         root: set_up(&scratch, &config.cache_dir)?,

@@ -3,12 +3,14 @@
 //! It trusts nothing but a ticket and the key bound to it, and it writes by the agent's fence alone.
 
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use dbtcloud_core::catalog::CatalogExt;
+use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{
     AgentIdentity, Area, ArtifactKey, ArtifactPath, Batch, ByteRange, Digest, Holder, LogChunk,
@@ -17,6 +19,8 @@ use dbtcloud_core::run::Run;
 use dbtcloud_core::{Error, ErrorKind, Result, failpoint};
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use crate::plane::ControlPlane;
 use crate::protocol::{FRAME_LIMIT_BYTES, Redeem, Refusal, Report, ReportAck, RunPlan, Stored, status_of};
@@ -63,7 +67,7 @@ type Answer<T> = std::result::Result<T, Refused>;
 
 /// The router of the desk.
 pub(crate) fn router(plane: ControlPlane) -> Router {
-    Router::new()
+    let desk = Router::new()
         .route(
             "/agent/v1/redeem",
             post(redeem).layer(DefaultBodyLimit::max(REDEEM_LIMIT_BYTES)),
@@ -81,7 +85,24 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
             put(put_debug_log).layer(DefaultBodyLimit::disable()),
         )
         .route("/agent/v1/state/{file}", get(get_state))
-        .with_state(plane)
+        .with_state(plane);
+    desk.layer(from_fn(observed))
+}
+
+/// Every line that is logged for an agent names its run, as soon as that is known.
+async fn observed(request: Request, next: Next) -> Response {
+    let span = tracing::error_span!("agent", account_id = Empty, job_id = Empty, run_id = Empty);
+    next.run(request).instrument(span).await
+}
+
+/// Tells which run a request is about.
+fn about(account: AccountId, run: RunId, job: Option<JobId>) {
+    let span = tracing::Span::current();
+    span.record("account_id", account.get());
+    span.record("run_id", run.get());
+    if let Some(job) = job {
+        span.record("job_id", job.get());
+    }
 }
 
 /// Opens the agents' unix socket. What an earlier process left there is replaced.
@@ -126,12 +147,15 @@ async fn identify(plane: &ControlPlane, headers: &HeaderMap) -> Result<AgentIden
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "))
         .ok_or_else(|| Error::new(ErrorKind::Denied, "expected Authorization: Bearer <key>"))?;
-    plane.tickets().authenticate(digest(key)).await
+    let identity = plane.tickets().authenticate(digest(key)).await?;
+    about(identity.account, identity.fence.run(), None);
+    Ok(identity)
 }
 
 /// The run of an agent that is still its run.
 async fn living_run(plane: &ControlPlane, identity: &AgentIdentity) -> Result<Run> {
     let run = plane.runs().get(identity.account, identity.fence.run()).await?;
+    about(identity.account, run.id, Some(run.new.job));
     let current = identity.fence.holder() == Holder::Agent { attempt: run.attempt };
     if !current || run.status.is_terminal() {
         plane.metrics().fenced_reports.add(1);
@@ -172,10 +196,10 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
             }
         })?;
     if let Some(taken) = &ack.taken {
-        let metrics = plane.metrics();
-        metrics.log_bytes.add(log_bytes);
-        metrics.counted(&counted);
-        metrics.moved(taken.before, &taken.run);
+        about(identity.account, taken.run.id, Some(taken.run.new.job));
+        plane.metrics().log_bytes.add(log_bytes);
+        plane.metrics().counted(&counted);
+        plane.moved(taken.before, &taken.run);
     }
     if ack.status.is_terminal() {
         plane.ring_queue();

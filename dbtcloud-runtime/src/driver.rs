@@ -17,6 +17,7 @@ use crate::ControlPlane;
 use crate::desk::digest;
 use crate::plan;
 use crate::scheduler::Driven;
+use crate::trace;
 use crate::vault::random_token;
 
 /// Bytes of randomness in a ticket.
@@ -221,7 +222,7 @@ async fn change(plane: &ControlPlane, driven: &Driven, run: &Run, event: RunEven
     let changed = plane.runs().change(&driven.fence, &change).await?;
     // A change that had been made before is answered with its own instant.
     if changed.updated_at == now {
-        plane.metrics().moved(run.status, &changed);
+        plane.moved(run.status, &changed);
     }
     plane.ring_report();
     plane.ring_queue();
@@ -280,10 +281,11 @@ async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()
     let account = plane.catalog().fetch(run.new.account, run.new.account).await?;
     let environment = plane.catalog().fetch(run.new.account, job.environment).await?;
     let now = plane.clock().now();
-    let trigger = Trigger::new(
+    let mut trigger = Trigger::new(
         CauseCategory::JobCompletion,
         &format!("Triggered by the end of run {} of job {}", run.id, run.new.job),
     );
+    trigger.traceparent = trace::Context::begin().map(|begun| begun.to_string());
     let request = Request {
         account: &account,
         job,

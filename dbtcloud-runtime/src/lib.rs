@@ -17,6 +17,7 @@ pub mod plan;
 pub mod plane;
 pub mod protocol;
 pub mod scheduler;
+pub mod trace;
 pub mod vault;
 
 pub use blueprint::Blueprint;

@@ -15,8 +15,8 @@ use dbtcloud_core::secret::{Sealed, Secret};
 use dbtcloud_core::variable::{self, Value, Variable, Viewer};
 use dbtcloud_core::{Error, Page, Result};
 
-use crate::ControlPlane;
 use crate::protocol::{GitLogin, GitSource, ProfileSource, RunPlan, StateUse};
+use crate::{ControlPlane, trace};
 
 /// Vault contexts: what a sealed value is bound to. The server seals with the same.
 pub mod context {
@@ -140,6 +140,7 @@ pub async fn make(plane: &ControlPlane, run: &Run) -> Result<RunPlan> {
         timeout_seconds: spec.timeout_seconds,
         state,
         grace_seconds: plane.config().grace.as_secs(),
+        traceparent: trace::of_run(run).map(|context| context.to_string()),
     })
 }
 

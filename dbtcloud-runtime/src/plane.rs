@@ -11,6 +11,7 @@ use dbtcloud_core::ports::{
     Artifacts, Catalog, Clock, Executor, Journal, Leases, Logs, Owner, Runs, Schedules, Sessions, Storage, Tickets,
     Vault, Volume,
 };
+use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ pub use trigger::NotRetryable;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::trace::{self, Tracer, log_span};
 use crate::{cleanup, desk, scheduler};
 
 /// Which loops a process runs.
@@ -84,6 +86,7 @@ struct Shared {
     /// Counts reports that were taken in, for live tails. It too only says *look*.
     report_bell: watch::Sender<u64>,
     metrics: Metrics,
+    tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// A control plane. Cheap to clone; two of them in one process do not know of each other.
@@ -134,6 +137,13 @@ impl Builder {
         self
     }
 
+    /// Where traces go; nowhere when not said.
+    #[must_use]
+    pub fn tracer(mut self, tracer: Arc<dyn Tracer>) -> Self {
+        self.shared.tracer = Some(tracer);
+        self
+    }
+
     /// The control plane. Nothing is started yet.
     #[must_use]
     pub fn build(self) -> ControlPlane {
@@ -158,6 +168,7 @@ impl ControlPlane {
                 queue_bell: Notify::new(),
                 report_bell: watch::channel(0).0,
                 metrics: Metrics::default(),
+                tracer: None,
             },
         }
     }
@@ -253,6 +264,30 @@ impl ControlPlane {
     /// What it counted.
     pub fn metrics(&self) -> &Metrics {
         &self.shared.metrics
+    }
+
+    /// Where traces go.
+    pub fn tracer(&self) -> Option<&Arc<dyn Tracer>> {
+        self.shared.tracer.as_ref()
+    }
+
+    /// A run was moved on by this process, and that was written down: it is counted, and traced when it ended.
+    pub(crate) fn moved(&self, before: RunStatus, run: &Run) {
+        self.metrics().moved(before, run);
+        if before != run.status {
+            let begins = run.status == RunStatus::Running;
+            let message = if begins { "run begins" } else { "run ended" };
+            if begins || run.status.is_terminal() {
+                log_span(run).in_scope(|| tracing::info!(status = run.status.name(), message));
+            }
+        }
+        if let Some(tracer) = self
+            .tracer()
+            .filter(|_| before != run.status && run.status.is_terminal())
+        {
+            let (plane, tracer, run) = (self.clone(), tracer.clone(), run.clone());
+            tokio::spawn(async move { trace::tell(&plane, &*tracer, &run).await });
+        }
     }
 
     /// This process, as leases name it.

@@ -143,6 +143,9 @@ pub struct RunPlan {
     pub state: Option<StateUse>,
     /// Time between SIGINT and SIGKILL when the run is stopped, in seconds.
     pub grace_seconds: u64,
+    /// The run in its trace, as W3C's `traceparent`.
+    #[serde(default)]
+    pub traceparent: Option<String>,
 }
 
 impl std::fmt::Debug for RunPlan {

@@ -17,9 +17,11 @@ use dbtcloud_core::run::{CauseCategory, Limits, Request, Run, Trigger, admit};
 use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::ControlPlane;
 use crate::driver::{self, Next};
+use crate::trace::{self, log_span};
 
 /// Hands that one tick takes at most.
 const DUE_PAGE: u32 = 500;
@@ -105,8 +107,9 @@ impl Scheduler {
         let fired = self.fire_due().await?;
         let lost = self.renew().await?;
         for run in lost {
-            tracing::info!(%run, "run was taken over by another scheduler");
-            self.driven.remove(&run);
+            if let Some(driven) = self.driven.remove(&run) {
+                log_span(&driven.run).in_scope(|| tracing::info!("run was taken over by another scheduler"));
+            }
         }
         let reclaimed = self.reclaim().await?;
         let claimed = self.admit().await?;
@@ -153,7 +156,7 @@ impl Scheduler {
                 Ok(false) => {}
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 Err(error) => {
-                    tracing::warn!(job = %entry.job, error = %error.chain(), "schedule cannot fire");
+                    tracing::warn!(account_id = entry.account.get(), job_id = entry.job.get(), error = %error.chain(), "schedule cannot fire");
                 }
             }
         }
@@ -184,7 +187,8 @@ impl Scheduler {
             return Ok(false);
         };
         let next = schedule.next_after(seen.max(now));
-        let trigger = Trigger::new(CauseCategory::Scheduled, "scheduled");
+        let mut trigger = Trigger::new(CauseCategory::Scheduled, "scheduled");
+        trigger.traceparent = trace::Context::begin().map(|begun| begun.to_string());
         let account = cache.account(&self.plane, job.account).await?;
         let environment = cache.environment(&self.plane, job.account, job.environment).await?;
         let request = Request {
@@ -199,7 +203,7 @@ impl Scheduler {
         let run = match request.compose() {
             Ok(run) => Some(run),
             Err(error) => {
-                tracing::warn!(job = %job.id, error = %error.chain(), "scheduled run cannot be made; instant passed over");
+                tracing::warn!(account_id = job.account.get(), job_id = job.id.get(), error = %error.chain(), "scheduled run cannot be made; instant passed over");
                 None
             }
         };
@@ -258,7 +262,7 @@ impl Scheduler {
             .await?;
         let count = claimed.len();
         for one in &claimed {
-            tracing::info!(run = %one.run.id, status = one.run.status.name(), "run taken over");
+            log_span(&one.run).in_scope(|| tracing::info!(status = one.run.status.name(), "run taken over"));
         }
         self.take(claimed);
         Ok(count)
@@ -314,13 +318,18 @@ impl Scheduler {
     /// Takes every driven run one step further. A failure concerns one run and is tried again.
     async fn drive(&mut self) -> usize {
         let plane = &self.plane;
-        let steps: Vec<(RunId, Result<Next>)> = futures::stream::iter(self.driven.values().cloned())
-            .map(|driven| async move { (driven.run.id, driver::drive(plane, &driven).await) })
+        let steps: Vec<(RunId, tracing::Span, Result<Next>)> = futures::stream::iter(self.driven.values().cloned())
+            .map(|driven| async move {
+                let span = log_span(&driven.run);
+                let step = driver::drive(plane, &driven).instrument(span.clone()).await;
+                (driven.run.id, span, step)
+            })
             .buffer_unordered(DRIVE_WIDTH)
             .collect()
             .await;
         let mut settled = 0;
-        for (run, step) in steps {
+        for (run, span, step) in steps {
+            let _here = span.enter();
             match step {
                 Ok(Next::Keep) => {}
                 Ok(Next::Settled) => {
@@ -328,14 +337,14 @@ impl Scheduler {
                     self.driven.remove(&run);
                 }
                 Err(error) if error.kind() == ErrorKind::Fenced => {
-                    tracing::info!(%run, "run was taken over by another scheduler");
+                    tracing::info!("run was taken over by another scheduler");
                     self.driven.remove(&run);
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
-                    tracing::debug!(%run, error = %error.chain(), "run changed meanwhile; looked at again");
+                    tracing::debug!(error = %error.chain(), "run changed meanwhile; looked at again");
                 }
                 Err(error) => {
-                    tracing::warn!(%run, error = %error.chain(), "run cannot be driven now; tried again");
+                    tracing::warn!(error = %error.chain(), "run cannot be driven now; tried again");
                 }
             }
         }

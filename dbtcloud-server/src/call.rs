@@ -10,6 +10,7 @@ use axum::response::Response;
 use dbtcloud_core::Timestamp;
 use dbtcloud_core::id::{AccountId, ProjectId};
 use dbtcloud_runtime::ControlPlane;
+use dbtcloud_runtime::trace::Context;
 use serde_json::{Map, Value};
 
 use crate::App;
@@ -34,6 +35,8 @@ pub(crate) struct Call {
     /// Scheme, host and prefix of this server, for `href`.
     pub(crate) base: String,
     pub(crate) headers: HeaderMap,
+    /// The trace that what is set off by this request belongs to.
+    pub(crate) trace: Option<Context>,
     path: Vec<(String, String)>,
 }
 
@@ -129,6 +132,7 @@ impl FromRequestParts<App> for Call {
             params: Params::parse(parts.uri.query()),
             base: base(app, parts),
             headers: parts.headers.clone(),
+            trace: parts.extensions.get().copied(),
             path,
         };
         if call.path.iter().any(|(key, _)| key == "account") {

@@ -6,6 +6,7 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,7 +16,8 @@ use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
 
-use crate::config::{Role, Settings};
+use crate::config::{LogFormat, Role, Settings};
+use crate::telemetry::Otlp;
 
 /// The longest path that a unix socket may have.
 const SOCKET_PATH_LIMIT_BYTES: usize = 100;
@@ -44,6 +46,11 @@ const INHERITED: [&str; 17] = [
 /// Prefixes of more of them: how packages are fetched.
 const INHERITED_PREFIXES: [&str; 2] = ["UV_", "PIP_"];
 
+/// What an agent is told of its log: the filter, and whether its lines are `text` or `json`.
+pub const AGENT_LOG: &str = "DBTCLOUD_LOG";
+/// See [`AGENT_LOG`].
+pub const AGENT_LOG_FORMAT: &str = "DBTCLOUD_LOG_FORMAT";
+
 /// A control plane and what must live as long as it does.
 #[derive(Debug)]
 pub struct Composed {
@@ -51,6 +58,8 @@ pub struct Composed {
     pub plane: ControlPlane,
     /// Its database, for what is not a port: the schema.
     pub storage: SqlStorage,
+    /// Where its traces go.
+    pub otlp: Option<Arc<Otlp>>,
     /// Keeps a second server off an embedded data directory.
     _alone: Option<File>,
 }
@@ -121,20 +130,28 @@ pub async fn compose(
         server: format!("unix:{}", socket.display()),
         work_dir,
         cache_dir,
-        environment: inherited(environment),
+        environment: agent_environment(settings, environment),
     };
     let instance = format!("{}-{}", host_name(), std::process::id());
+    let otlp = match &settings.otlp_endpoint {
+        Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &instance)?)),
+        None => None,
+    };
     let mut config = Config::new(instance, agent);
     config.run_capacity = settings.run_capacity;
     config.grace = Duration::from_secs(settings.grace_seconds);
-    let plane = ControlPlane::builder(storage.clone(), executor, config)
+    let mut builder = ControlPlane::builder(storage.clone(), executor, config)
         .artifacts(artifacts)
         .volume(volume)
-        .vault(vault)
-        .build();
+        .vault(vault);
+    if let Some(otlp) = &otlp {
+        builder = builder.tracer(otlp.clone());
+    }
+    let plane = builder.build();
     Ok(Composed {
         plane,
         storage,
+        otlp,
         _alone: alone,
     })
 }
@@ -150,6 +167,25 @@ pub fn roles(settings: &Settings) -> Roles {
 /// An error of ours with its causes, for a person.
 fn told(error: dbtcloud_core::Error) -> anyhow::Error {
     anyhow::anyhow!("{}", error.chain())
+}
+
+/// What agents find in their environment beside what their driver tells them.
+fn agent_environment(
+    settings: &Settings,
+    environment: impl Iterator<Item = (String, String)>,
+) -> BTreeMap<String, String> {
+    let mut all = inherited(environment);
+    let mut set = |name: &str, value: &str| all.insert(name.to_owned(), value.to_owned());
+    set(AGENT_LOG, &settings.log);
+    let json = settings.log_format == LogFormat::Json;
+    set(AGENT_LOG_FORMAT, if json { "json" } else { "text" });
+    if let Some(endpoint) = &settings.otlp_endpoint {
+        // A dbt that traces itself sends to the same place, below the step it works for.
+        set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+        set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+        set("OTEL_SERVICE_NAME", "dbt");
+    }
+    all
 }
 
 fn inherited(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {

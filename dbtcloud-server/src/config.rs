@@ -62,6 +62,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Who is told of lineage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    /// The OpenLineage service.
+    pub url: String,
+    /// File with its API key.
+    pub api_key_file: Option<PathBuf>,
+    /// Namespace of jobs.
+    pub namespace: String,
+}
+
 /// Settings that were understood.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -89,6 +100,10 @@ pub struct Settings {
     pub run_capacity: usize,
     /// Seconds between interrupt and kill.
     pub grace_seconds: u64,
+    /// The collector of traces.
+    pub otlp_endpoint: Option<String>,
+    /// Who is told of lineage.
+    pub lineage: Option<Lineage>,
     /// Whether the schema is brought up to date at the start.
     pub migrate: bool,
 }

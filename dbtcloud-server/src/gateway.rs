@@ -13,6 +13,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use dbtcloud_runtime::trace::{Context, Span};
 use futures::FutureExt;
 use tower::ServiceExt;
 use tracing::Instrument;
@@ -22,6 +23,10 @@ use crate::{App, health, metrics, rest};
 
 /// The header that names a request in logs and answers.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The header that says to which trace a request belongs.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What is asked every few seconds and tells nothing in a trace.
+const UNTRACED: [&str; 3] = ["/healthz", "/metrics", "/readyz"];
 /// The longest request id that is taken over from a client.
 const REQUEST_ID_LIMIT: usize = 64;
 
@@ -113,7 +118,7 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
 
 /// Gives every request an id and a span, counts it, and writes one line of access log without query, body or
 /// header: none of them is known to be free of secrets.
-async fn observed(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn observed(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = request_id(&app, &request);
     let method = request.method().clone();
     let path = request
@@ -121,7 +126,16 @@ async fn observed(State(app): State<App>, request: Request, next: Next) -> Respo
         .get::<MatchedPath>()
         .map_or("unmatched", MatchedPath::as_str)
         .to_owned();
-    let span = tracing::info_span!(
+    let caller = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let caller = caller.and_then(Context::parse);
+    let context = app.plane.tracer().map_or(caller, |_| match caller {
+        Some(caller) => caller.follow(),
+        None => Context::begin().and_then(Context::follow),
+    });
+    if let Some(context) = context {
+        request.extensions_mut().insert(context);
+    }
+    let span = tracing::error_span!(
         "request",
         request_id = %id,
         method = %method,
@@ -130,12 +144,32 @@ async fn observed(State(app): State<App>, request: Request, next: Next) -> Respo
     );
     let begun = app.plane.clock().now();
     let mut response = next.run(request).instrument(span.clone()).await;
-    let took = app.plane.clock().now().since(begun);
+    let ended = app.plane.clock().now();
+    let took = ended.since(begun);
     let status = response.status().as_u16();
     app.metrics.observe(&method, &path, status, took);
     span.in_scope(|| {
         tracing::info!(target: "dbtcloud::access", status, took_micros = took.as_micros() as u64, "answered");
     });
+    if let (Some(tracer), Some(context)) = (app.plane.tracer(), context.filter(|context| context.sampled))
+        && !UNTRACED.contains(&path.as_str())
+    {
+        tracer.take(vec![Span {
+            context,
+            parent: caller.map(|caller| caller.span),
+            name: format!("{method} {path}"),
+            serves: true,
+            began_at: begun,
+            ended_at: ended,
+            attributes: vec![
+                ("http.request.method", method.as_str().into()),
+                ("http.route", path.as_str().into()),
+                ("http.response.status_code", i64::from(status).into()),
+                ("dbtcloud.request_id", id.as_str().into()),
+            ],
+            failed: status >= 500,
+        }]);
+    }
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, value);

@@ -25,6 +25,8 @@ pub mod health;
 #[cfg(feature = "cli")]
 pub mod serve;
 #[cfg(feature = "cli")]
+pub mod telemetry;
+#[cfg(feature = "cli")]
 mod tls;
 
 mod call;

@@ -102,6 +102,9 @@ pub async fn serve_on(
         .stop()
         .await
         .map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
+    if let Some(otlp) = composed.otlp.clone() {
+        tokio::task::spawn_blocking(move || otlp.close()).await?;
+    }
     tracing::info!("stopped");
     served
 }

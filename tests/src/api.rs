@@ -29,6 +29,11 @@ impl Api {
         }
     }
 
+    /// Its token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// The whole URL of a path; `{a}` stands for the account.
     pub fn url(&self, path: &str) -> String {
         format!("{}/api/{}", self.base, path.replace("{a}", &self.account.to_string()))

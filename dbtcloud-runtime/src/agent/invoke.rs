@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use dbtcloud_core::run::{NodeReport, StepKind, StepPlan, StepStatus};
+use dbtcloud_core::secret::Secret;
 use futures::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,9 @@ impl Work {
         console.line(&format!("$ {}", command::show(&argv))).await;
         let mut invocation = Invocation::new(argv, project, &target, &logs, self.folders.of(".dbt"));
         invocation.env = self.environment();
+        if let Some(context) = self.traceparent(step.index) {
+            invocation.env.insert("TRACEPARENT".to_owned(), Secret::new(context));
+        }
         invocation.leash_grace = Duration::from_secs(self.plan.grace_seconds);
 
         let (reply, stopped, mut heard) = self.invoke(step.index, dbt.as_ref(), &invocation, console).await;

@@ -26,6 +26,7 @@ use super::{AgentConfig, profile};
 use crate::clock::SystemClock;
 use crate::engine::profile::Profile;
 use crate::protocol::{RunPlan, StateUse};
+use crate::trace;
 
 /// A dbt that is being made ready since the run began.
 pub(super) type Preparing = Shared<BoxFuture<'static, Result<Arc<dyn Dbt>, String>>>;
@@ -388,12 +389,23 @@ impl Work {
         Ok(())
     }
 
+    /// The context that dbt's own spans of a step are to be below.
+    pub(super) fn traceparent(&self, step: u32) -> Option<String> {
+        let run = trace::Context::parse(self.plan.traceparent.as_deref()?)?;
+        Some(trace::of_step(run, self.plan.attempt, step).to_string())
+    }
+
     /// The environment of every dbt command.
     pub(super) fn environment(&self) -> BTreeMap<String, Secret> {
         let mut env: BTreeMap<String, Secret> = BTreeMap::new();
         let mut set = |name: &str, value: &str| env.insert(name.to_owned(), Secret::new(value));
         for (name, value) in self.config.network() {
             set(&name, &value);
+        }
+        for (name, value) in &self.config.passed_on {
+            if name.starts_with(super::TRACING) {
+                set(name, value);
+            }
         }
         for (name, value) in &self.plan.variables {
             set(name, value);

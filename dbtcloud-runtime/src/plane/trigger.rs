@@ -10,6 +10,7 @@ use dbtcloud_core::run::{CauseCategory, Request, Run, RunStatus, StepStatus, Tri
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
 
 use super::ControlPlane;
+use crate::trace;
 
 /// dbt commands that `dbt retry` can resume. Source: dbt's documentation, "About dbt retry command".
 const RETRYABLE_COMMANDS: [&str; 9] = [
@@ -62,11 +63,15 @@ impl ControlPlane {
             )));
         }
         let now = self.clock().now();
+        let mut trigger = trigger.clone();
+        if trigger.traceparent.is_none() {
+            trigger.traceparent = trace::Context::begin().map(|begun| begun.to_string());
+        }
         let request = Request {
             account: &account,
             job,
             environment: &environment,
-            trigger,
+            trigger: &trigger,
             scheduled_for: None,
             retry_of,
             due_at: now,
@@ -87,7 +92,7 @@ impl ControlPlane {
         let run = self.runs().request_cancel(account, run, &message, now).await?;
         // What ends at once was queued; what had ended before has another instant.
         if run.finished_at == Some(now) {
-            self.metrics().moved(RunStatus::Queued, &run);
+            self.moved(RunStatus::Queued, &run);
         }
         self.ring_queue();
         self.ring_report();

@@ -111,6 +111,7 @@ pub fn plan(repo: &Path, commands: &[&str]) -> RunPlan {
         timeout_seconds: 300,
         state: None,
         grace_seconds: 2,
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
     }
 }
 

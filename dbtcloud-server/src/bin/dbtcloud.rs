@@ -9,7 +9,6 @@
 #[path = "../failpoints.rs"]
 mod failpoints;
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -22,7 +21,7 @@ use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
-use dbtcloud_server::serve;
+use dbtcloud_server::{serve, telemetry};
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
 #[derive(Parser)]
@@ -147,6 +146,12 @@ fn serving(settings: &Settings) -> anyhow::Result<ExitCode> {
 
 /// Works as an agent. It is told what it needs by the server that started it.
 fn work() -> anyhow::Result<ExitCode> {
+    let told = |wanted: &str| environment().find_map(|(name, value)| (name == wanted).then_some(value));
+    let format = match told(compose::AGENT_LOG_FORMAT).as_deref() {
+        Some("json") => LogFormat::Json,
+        _ => LogFormat::Text,
+    };
+    telemetry::log(&told(compose::AGENT_LOG).unwrap_or_else(|| "info".to_owned()), format)?;
     match AgentConfig::from_environment(environment()) {
         Ok(Some(config)) => Ok(agent::main(config)),
         Ok(None) => bail!("DBTCLOUD_TICKET is not set: agents are started by a server, not by hand"),
@@ -195,18 +200,7 @@ fn check(given: &Given) -> ExitCode {
 }
 
 fn log(settings: &Settings) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = settings.log.parse().context("log")?;
-    // A log that nobody reads any more must not end what is being logged.
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .log_internal_errors(false);
-    match settings.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).init(),
-    }
-    Ok(())
+    telemetry::log(&settings.log, settings.log_format)
 }
 
 async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {

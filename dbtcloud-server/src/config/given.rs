@@ -52,13 +52,25 @@ pub struct Given {
     /// Seconds between the interrupt and the kill of a run that is stopped [default: 10]
     #[arg(long, env = "DBTCLOUD_GRACE_SECONDS", value_name = "N")]
     pub grace_seconds: Option<String>,
+    /// Sends traces to the OTLP collector at this URL, over HTTP [default: no traces]
+    #[arg(long, env = "DBTCLOUD_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
+    /// Sends OpenLineage events to the service at this URL [default: none]
+    #[arg(long, env = "DBTCLOUD_OPENLINEAGE_URL", value_name = "URL")]
+    pub openlineage_url: Option<String>,
+    /// File with the API key of that service
+    #[arg(long, env = "DBTCLOUD_OPENLINEAGE_API_KEY_FILE", value_name = "FILE")]
+    pub openlineage_api_key_file: Option<String>,
+    /// Namespace of jobs in OpenLineage events; installations that share a service need one each [default: dbtcloud]
+    #[arg(long, env = "DBTCLOUD_OPENLINEAGE_NAMESPACE", value_name = "NAME")]
+    pub openlineage_namespace: Option<String>,
     /// Brings the database's schema up to date at the start; embedded databases always are
     #[arg(long, env = "DBTCLOUD_MIGRATE")]
     pub migrate: bool,
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 19] = [
     "artifacts_url",
     "data_dir",
     "database_url",
@@ -68,6 +80,10 @@ pub const KEYS: [&str; 15] = [
     "log",
     "log_format",
     "migrate",
+    "openlineage_api_key_file",
+    "openlineage_namespace",
+    "openlineage_url",
+    "otlp_endpoint",
     "public_url",
     "role",
     "run_capacity",
@@ -78,7 +94,7 @@ pub const KEYS: [&str; 15] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 13] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 17] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -93,6 +109,10 @@ impl Given {
             ("key_file", &self.key_file),
             ("run_capacity", &self.run_capacity),
             ("grace_seconds", &self.grace_seconds),
+            ("otlp_endpoint", &self.otlp_endpoint),
+            ("openlineage_url", &self.openlineage_url),
+            ("openlineage_api_key_file", &self.openlineage_api_key_file),
+            ("openlineage_namespace", &self.openlineage_namespace),
         ]
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Given, KEYS, LogFormat, Problem, Problems, Role, Settings, Tls};
+use super::{Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
 
 #[derive(Default)]
 struct Reader {
@@ -147,6 +147,25 @@ impl Reader {
         })
     }
 
+    fn lineage(&mut self, base: &Path) -> Option<Lineage> {
+        let api_key_file = self.text("openlineage_api_key_file").map(|path| base.join(path));
+        let namespace = self.text("openlineage_namespace");
+        let Some(url) = self.url("openlineage_url", &["http"]) else {
+            if api_key_file.is_some() || namespace.is_some() {
+                self.problem(
+                    "openlineage_url",
+                    "expected a value because others of openlineage are given",
+                );
+            }
+            return None;
+        };
+        Some(Lineage {
+            url,
+            api_key_file,
+            namespace: namespace.unwrap_or_else(|| "dbtcloud".to_owned()),
+        })
+    }
+
     fn settings(mut self, base: &Path) -> Result<Settings, Problems> {
         let absolute = |path: &str| -> PathBuf { base.join(path) };
         let data_dir = absolute(&self.text("data_dir").unwrap_or_else(|| "dbtcloud-data".to_owned()));
@@ -189,6 +208,8 @@ impl Reader {
             self.problem("grace_seconds", "expected a number of seconds from 0 to 3600");
         }
         let migrate = self.read("migrate", false, "true or false");
+        let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
+        let lineage = self.lineage(base);
         let roles = self.roles();
         let tls = self.tls(base);
         let key_file = self
@@ -207,6 +228,8 @@ impl Reader {
             key_file,
             run_capacity,
             grace_seconds,
+            otlp_endpoint,
+            lineage,
             migrate,
         };
         if !settings.is_embedded() && self.text("key_file").is_none() {

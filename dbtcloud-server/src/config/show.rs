@@ -25,6 +25,16 @@ impl Settings {
         if let Some(url) = &self.public_url {
             text("public_url", url.clone());
         }
+        if let Some(url) = &self.otlp_endpoint {
+            text("otlp_endpoint", redact(url));
+        }
+        if let Some(lineage) = &self.lineage {
+            text("openlineage_url", redact(&lineage.url));
+            text("openlineage_namespace", lineage.namespace.clone());
+            if let Some(file) = &lineage.api_key_file {
+                text("openlineage_api_key_file", file.display().to_string());
+            }
+        }
         if let Some(tls) = &self.tls {
             text("tls_listen", tls.listen.to_string());
             text("tls_cert", tls.certificate.display().to_string());

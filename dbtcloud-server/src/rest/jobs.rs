@@ -164,7 +164,8 @@ async fn runnable(call: &Call) -> Result<Record<Job>, Fault> {
 /// Queues a run and answers with all of it before anything is provisioned: one client waits 5 seconds.
 pub(crate) async fn run(call: Call, Body(mut fields): Body) -> Answer {
     let job = runnable(&call).await?;
-    let trigger = trigger::read(&mut fields);
+    let mut trigger = trigger::read(&mut fields);
+    trigger.traceparent = call.trace.map(|context| context.to_string());
     fields.check()?;
     let run = call.plane().trigger(call.account, job.id, trigger).await?;
     Ok(envelope::ok(super::runs::triggered_view(&call, &run, &job)))

@@ -6,6 +6,8 @@ use dbtcloud_tests::installation::Installation;
 use dbtcloud_tests::project;
 use serde_json::{Value, json};
 
+use crate::receiver::Receiver;
+
 /// A first run may have to install dbt.
 const FIRST: Duration = Duration::from_secs(240);
 const LIMIT: Duration = Duration::from_secs(120);
@@ -20,15 +22,39 @@ pub struct Played {
     pub cancelled: Value,
 }
 
+/// Whoever triggers the first run traces.
+pub const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub const CALLER_SPAN: &str = "00f067aa0ba902b7";
+
 pub struct Stage {
     pub installation: Installation,
+    pub receiver: Receiver,
 }
 
 impl Stage {
     pub async fn new() -> Self {
-        let mut installation = Installation::new();
+        let receiver = Receiver::listen().await;
+        let url = receiver.url.clone();
+        let mut stage = Self::with(&["--log-format", "json", "--otlp-endpoint", &url]).await;
+        stage.receiver = receiver;
+        stage
+    }
+
+    /// With these arguments, and a receiver that nobody knows.
+    pub async fn with(arguments: &[&str]) -> Self {
+        let mut installation = Installation::with(arguments);
         installation.start().await;
-        Self { installation }
+        Self {
+            installation,
+            receiver: Receiver::default(),
+        }
+    }
+
+    /// One run of one model.
+    pub async fn play_one(&self) -> Value {
+        let api = self.installation.api();
+        let job = self.job("single", &[("one", "select 1 as id")], &["dbt run"]).await;
+        api.ended(api.trigger(job).await, FIRST).await
     }
 
     pub fn base(&self) -> String {
@@ -51,11 +77,30 @@ impl Stage {
         self.installation.job(&repository, commands).await
     }
 
+    /// Triggers a job as somebody who traces.
+    async fn trigger_traced(&self, job: i64) -> i64 {
+        let api = self.installation.api();
+        let answer = reqwest::Client::new()
+            .post(api.url(&format!("v2/accounts/{{a}}/jobs/{job}/run/")))
+            .header("Authorization", format!("Token {}", api.token()))
+            .header("traceparent", format!("00-{CALLER_TRACE}-{CALLER_SPAN}-01"))
+            .json(&json!({"cause": "traced"}))
+            .send()
+            .await
+            .unwrap();
+        let body: Value = answer.json().await.unwrap();
+        body["data"]["id"].as_i64().unwrap_or_else(|| panic!("{body:#}"))
+    }
+
     pub async fn play(&self) -> Played {
         let api = self.installation.api().clone();
-        let fine = [("one", "select 1 as id"), ("two", "select * from {{ ref('one') }}")];
+        let one = "{{ log('traceparent is ' ~ env_var('TRACEPARENT', 'none'), info=true) }} \
+                   {{ log('collector is ' ~ env_var('OTEL_EXPORTER_OTLP_ENDPOINT', 'none'), info=true) }} \
+                   select 1 as id";
+        let fine = [("one", one), ("two", "select * from {{ ref('one') }}")];
         let well = self.job("well", &fine, &["dbt run", "dbt build"]).await;
-        let succeeded = api.ended(api.trigger(well).await, FIRST).await;
+        let run = self.trigger_traced(well).await;
+        let succeeded = api.ended(run, FIRST).await;
         assert_eq!(succeeded["status"], json!(10), "{succeeded:#}");
 
         let broken = [
