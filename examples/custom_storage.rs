@@ -111,6 +111,15 @@ forward! {
             format!("log of step {step} of run {run}, {length} bytes");
         reads unmoved(after: RunId, limit: u32) -> Vec<(AccountId, RunId)>;
     }
+    Outbox {
+        writes take(consumer: Consumer, now: Timestamp, until: Timestamp, limit: u32) -> Vec<Delivery> =
+            format!("at most {limit} for {}", consumer.name());
+        writes delivered(consumer: Consumer, run: RunId, sequence: u64) -> () =
+            format!("event {sequence} of run {run} to {}", consumer.name());
+        writes postpone(consumer: Consumer, run: RunId, sequence: u64, until: Timestamp) -> () =
+            format!("event {sequence} of run {run} to {} until {until}", consumer.name());
+        reads depth(consumer: Consumer) -> u64;
+    }
     Runs {
         writes enqueue(new: &NewRun, now: Timestamp) -> Enqueued =
             format!("a run of job {} of account {}", new.job, new.account);

@@ -12,6 +12,7 @@ mod executor;
 mod journal;
 mod leases;
 mod logs;
+mod outbox;
 mod runs;
 mod schedules;
 mod sessions;
@@ -29,9 +30,10 @@ pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observ
 pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
+pub use outbox::{Consumer, Delivery, Outbox};
 pub use runs::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, Owner, Renewed,
-    RunChange, RunFilter, RunPatch, RunSort, RunState, Runs, Taken,
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, MESSAGE_LIMIT_BYTES,
+    Owner, Renewed, RunChange, RunFilter, RunPatch, RunSort, RunState, Runs, Taken,
 };
 pub use schedules::{Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};
@@ -42,11 +44,11 @@ pub use volume::{Mount, Volume, VolumeId};
 /// All storage ports together, for the builder that is given one storage. No function but a builder may
 /// ask for it: a function asks for the traits it uses.
 pub trait Storage:
-    Catalog + Journal + Leases + Logs + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
+    Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
 {
 }
 
 impl<T> Storage for T where
-    T: Catalog + Journal + Leases + Logs + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
+    T: Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
 {
 }

@@ -216,6 +216,33 @@ pub struct Run {
     pub has_sources: bool,
 }
 
+impl Run {
+    /// Moves the run to `to` because of `event`, with all that follows from it; whether the status is
+    /// another one now.
+    pub fn advance(&mut self, to: RunStatus, event: RunEvent, at: Timestamp) -> bool {
+        let from = std::mem::replace(&mut self.status, to);
+        self.updated_at = at;
+        if !from.is_terminal() {
+            match event {
+                RunEvent::Started => drop(self.started_at.get_or_insert(at)),
+                RunEvent::CancelRequested => drop(self.cancel_requested_at.get_or_insert(at)),
+                _ => {}
+            }
+        }
+        if from == to {
+            return false;
+        }
+        if to.is_terminal() {
+            self.finished_at = Some(at);
+        }
+        if to == RunStatus::Queued {
+            self.dequeued_at = None;
+            self.new.due_at = self.new.due_at.min(at);
+        }
+        true
+    }
+}
+
 /// One step of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunStep {

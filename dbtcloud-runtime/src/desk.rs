@@ -167,6 +167,7 @@ async fn living_run(plane: &ControlPlane, identity: &AgentIdentity) -> Result<Ru
 async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: Bytes) -> Answer<Json<ReportAck>> {
     let identity = identify(&plane, &headers).await?;
     let report = Report::decode(frame)?;
+    let event = report.event;
     let log_bytes: u64 = report.logs.iter().map(|part| part.bytes.len() as u64).sum();
     let counted = report.counted;
     let batch = Batch {
@@ -183,7 +184,7 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
                 bytes: part.bytes,
             })
             .collect(),
-        event: report.event,
+        event,
         patch: report.patch,
     };
     let ack = plane
@@ -205,6 +206,9 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
         plane.ring_queue();
     }
     plane.ring_report();
+    if event.is_some() {
+        plane.ring_outbox();
+    }
     Ok(Json(ReportAck {
         number: ack.number,
         status: ack.status,

@@ -3,21 +3,16 @@
 
 use std::time::Duration;
 
-use dbtcloud_core::catalog::{CatalogExt, Entity, Query, Record};
-use dbtcloud_core::job::{FAILURES_TO_DEACTIVATE, Job};
-use dbtcloud_core::page::PAGE_LIMIT;
 use dbtcloud_core::ports::{
-    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunFilter, RunPatch, TicketIssue, Workload,
-    WorkloadLimits,
+    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunPatch, TicketIssue, Workload, WorkloadLimits,
 };
-use dbtcloud_core::run::{CauseCategory, Request, Run, RunEvent, RunStatus, Trigger};
-use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result, failpoint};
+use dbtcloud_core::run::{Run, RunEvent, RunStatus};
+use dbtcloud_core::{ErrorKind, Result, failpoint};
 
 use crate::ControlPlane;
 use crate::desk::digest;
 use crate::plan;
 use crate::scheduler::Driven;
-use crate::trace;
 use crate::vault::random_token;
 
 /// Bytes of randomness in a ticket.
@@ -32,7 +27,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub(crate) enum Next {
     /// It does.
     Keep,
-    /// It ended, its execution is gone, its consequences are drawn.
+    /// It ended, and its execution is gone.
     Settled,
 }
 
@@ -226,10 +221,11 @@ async fn change(plane: &ControlPlane, driven: &Driven, run: &Run, event: RunEven
     }
     plane.ring_report();
     plane.ring_queue();
+    plane.ring_outbox();
     Ok(Next::Keep)
 }
 
-/// The run has ended: wait for its execution to leave, forget it, draw the consequences.
+/// The run has ended: wait for its execution to leave and forget it. What else follows is the outbox's.
 async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> Result<Next> {
     let run = &driven.run;
     let ended = run.finished_at.unwrap_or(run.updated_at);
@@ -239,103 +235,6 @@ async fn farewell(plane: &ControlPlane, driven: &Driven, seen: &Observation) -> 
     }
     plane.executor().remove(name_of(run)).await?;
     failpoint::reached("driver", "farewell", "after_remove");
-    chain(plane, run).await?;
-    deactivate(plane, run).await?;
-    failpoint::reached("driver", "farewell", "before_release");
     plane.runs().release(&[driven.fence], plane.clock().now()).await?;
     Ok(Next::Settled)
-}
-
-/// Starts the jobs that wait for the end of this one. The end of a run is an instant of its own, so that a
-/// second call queues nothing twice.
-async fn chain(plane: &ControlPlane, run: &Run) -> Result<()> {
-    let (Some(outcome), account) = (run.status.outcome(), run.new.account) else {
-        return Ok(());
-    };
-    let mut offset = 0;
-    loop {
-        let query = Query::new(Job::KIND, account);
-        let page = plane
-            .catalog()
-            .page::<Job>(&query, Page::new(PAGE_LIMIT, offset))
-            .await?;
-        let count = u32::try_from(page.items.len()).unwrap_or(u32::MAX);
-        for job in &page.items {
-            let waits = job.completion_trigger.as_ref().is_some_and(|trigger| {
-                let warned = outcome == dbtcloud_core::run::Outcome::Warned
-                    && trigger.outcomes.contains(&dbtcloud_core::run::Outcome::Success);
-                trigger.job == run.new.job && (trigger.outcomes.contains(&outcome) || warned)
-            });
-            if waits && !job.deactivated {
-                follow(plane, run, job).await?;
-            }
-        }
-        offset = offset.saturating_add(count);
-        if count < PAGE_LIMIT {
-            return Ok(());
-        }
-    }
-}
-
-async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()> {
-    let account = plane.catalog().fetch(run.new.account, run.new.account).await?;
-    let environment = plane.catalog().fetch(run.new.account, job.environment).await?;
-    let now = plane.clock().now();
-    let mut trigger = Trigger::new(
-        CauseCategory::JobCompletion,
-        &format!("Triggered by the end of run {} of job {}", run.id, run.new.job),
-    );
-    trigger.traceparent = trace::Context::begin().map(|begun| begun.to_string());
-    let request = Request {
-        account: &account,
-        job,
-        environment: &environment,
-        trigger: &trigger,
-        scheduled_for: run.finished_at,
-        retry_of: None,
-        due_at: now,
-    };
-    match request.compose() {
-        Ok(new) => {
-            plane.runs().enqueue(&new, now).await?;
-            plane.ring_queue();
-        }
-        Err(error) => {
-            tracing::warn!(job = %job.id, error = %error.chain(), "chained job cannot be started");
-        }
-    }
-    Ok(())
-}
-
-/// Stops a job's triggers after too many failures in a row (dbt Cloud's rule).
-async fn deactivate(plane: &ControlPlane, run: &Run) -> Result<()> {
-    if run.status != RunStatus::Error {
-        return Ok(());
-    }
-    let filter = RunFilter {
-        job: Some(run.new.job),
-        direction: Direction::Descending,
-        ..RunFilter::default()
-    };
-    let newest = plane
-        .runs()
-        .list(run.new.account, &filter, Page::new(FAILURES_TO_DEACTIVATE, 0))
-        .await?;
-    let failures = newest.items.iter().filter(|run| run.status == RunStatus::Error).count();
-    if failures < FAILURES_TO_DEACTIVATE as usize {
-        return Ok(());
-    }
-    let mut job = match plane.catalog().fetch::<Job>(run.new.account, run.new.job).await {
-        Ok(job) if !job.deactivated => job,
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    job.body.deactivated = true;
-    match plane.save_job(&job).await {
-        Ok(_) => tracing::warn!(job = %job.id, failures, "job deactivated after failures in a row"),
-        Err(error) if error.kind() == ErrorKind::Conflict => {}
-        Err(error) => return Err::<(), Error>(error),
-    }
-    Ok(())
 }

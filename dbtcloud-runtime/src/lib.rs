@@ -13,6 +13,7 @@ mod desk;
 mod driver;
 pub mod engine;
 pub mod metrics;
+pub mod outbox;
 pub mod plan;
 pub mod plane;
 pub mod protocol;

@@ -177,6 +177,10 @@ pub struct Metrics {
     pub artifact_failures: Counter,
     /// Reports of agents that were refused as overtaken.
     pub fenced_reports: Counter,
+    /// Changes of runs' statuses that a consumer was told of.
+    pub deliveries: Counter,
+    /// Tries to tell one that failed.
+    pub deliveries_failed: Counter,
     /// Develop sessions that have not ended, by state, as last seen.
     pub sessions: Gauges<1>,
     /// Things that cleanup removed, by kind.

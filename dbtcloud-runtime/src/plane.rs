@@ -5,11 +5,12 @@ mod live;
 mod logs;
 mod trigger;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Executor, Journal, Leases, Logs, Owner, Runs, Schedules, Sessions, Storage, Tickets,
-    Vault, Volume,
+    Artifacts, Catalog, Clock, Consumer, Executor, Journal, Leases, Logs, Outbox, Owner, Runs, Schedules, Sessions,
+    Storage, Tickets, Vault, Volume,
 };
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
@@ -23,15 +24,16 @@ pub use trigger::NotRetryable;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::outbox::{Consume, Follow};
 use crate::trace::{self, Tracer, log_span};
-use crate::{cleanup, desk, scheduler};
+use crate::{cleanup, desk, outbox, scheduler};
 
 /// Which loops a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roles {
     /// Fires schedules, admits and drives runs.
     pub scheduler: bool,
-    /// Runs the background chores.
+    /// Runs the background chores and delivers the outbox.
     pub cleanup: bool,
 }
 
@@ -85,6 +87,9 @@ struct Shared {
     queue_bell: Notify,
     /// Counts reports that were taken in, for live tails. It too only says *look*.
     report_bell: watch::Sender<u64>,
+    /// Rung when a run's status changed. It too only says *look*.
+    outbox_bell: watch::Sender<u64>,
+    consumers: BTreeMap<Consumer, Arc<dyn Consume>>,
     metrics: Metrics,
     tracer: Option<Arc<dyn Tracer>>,
 }
@@ -130,6 +135,14 @@ impl Builder {
         self
     }
 
+    /// What is done when a run's status changes, in place of what is built in: chained jobs for
+    /// [`Consumer::Follow`], nothing for the others. It is called by processes with the cleanup role.
+    #[must_use]
+    pub fn consumer(mut self, consumer: Consumer, consume: impl Consume + 'static) -> Self {
+        self.shared.consumers.insert(consumer, Arc::new(consume));
+        self
+    }
+
     /// What time it is; the machine's clock when not said.
     #[must_use]
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
@@ -167,6 +180,8 @@ impl ControlPlane {
                 config,
                 queue_bell: Notify::new(),
                 report_bell: watch::channel(0).0,
+                outbox_bell: watch::channel(0).0,
+                consumers: BTreeMap::from([(Consumer::Follow, Arc::new(Follow) as Arc<dyn Consume>)]),
                 metrics: Metrics::default(),
                 tracer: None,
             },
@@ -195,6 +210,11 @@ impl ControlPlane {
 
     /// What happened.
     pub fn journal(&self) -> &dyn Journal {
+        &*self.shared.storage
+    }
+
+    /// What consumers have still to be told.
+    pub fn outbox(&self) -> &dyn Outbox {
         &*self.shared.storage
     }
 
@@ -313,6 +333,20 @@ impl ControlPlane {
         self.shared.report_bell.subscribe()
     }
 
+    pub(crate) fn ring_outbox(&self) {
+        self.shared
+            .outbox_bell
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub(crate) fn outbox_bell(&self) -> watch::Receiver<u64> {
+        self.shared.outbox_bell.subscribe()
+    }
+
+    pub(crate) fn consumer(&self, consumer: Consumer) -> Option<&dyn Consume> {
+        self.shared.consumers.get(&consumer).map(AsRef::as_ref)
+    }
+
     /// The door of agents, `/agent/v1/…`, to be served where [`crate::config::AgentLaunch::server`] says.
     pub fn agent_router(&self) -> axum::Router {
         desk::router(self.clone())
@@ -354,8 +388,13 @@ impl ControlPlane {
             loops.spawn(async move { scheduler::run(&plane, &shutdown).await });
         }
         if roles.cleanup {
+            let token = shutdown.clone();
             let (plane, shutdown) = (self.clone(), shutdown.clone());
             loops.spawn(async move { cleanup::run(&plane, &shutdown).await });
+            for consumer in Consumer::ALL {
+                let (plane, shutdown) = (self.clone(), token.clone());
+                loops.spawn(async move { outbox::run(&plane, consumer, &shutdown).await });
+            }
         }
         while let Some(ended) = loops.join_next().await {
             if let Err(error) = ended {

@@ -229,6 +229,16 @@ fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> 
             Count(&plane.scheduler_failures),
         ),
         (
+            "outbox_deliveries",
+            "Changes of runs that a consumer was told of",
+            Count(&plane.deliveries),
+        ),
+        (
+            "outbox_delivery_failures",
+            "Tries to tell a consumer that failed; they are made again",
+            Count(&plane.deliveries_failed),
+        ),
+        (
             "executor_pods",
             "Executions of the runs that this process drives, by phase",
             levels(&["phase"], &plane.executions),

@@ -7,6 +7,7 @@ mod clock;
 mod executor;
 mod leases;
 mod logs;
+mod outbox;
 mod report;
 mod runs;
 mod schedules;

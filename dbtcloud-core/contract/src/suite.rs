@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Journal, Leases, Logs, Runs, Schedules, Sessions, Storage, Tickets, Volume,
+    Artifacts, Catalog, Clock, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage, Tickets, Volume,
 };
 
 /// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
@@ -53,6 +53,7 @@ pub mod leases;
 pub mod listing;
 pub mod logs;
 pub mod model;
+pub mod outbox;
 pub mod queue;
 pub mod reports;
 pub mod runs;
@@ -133,6 +134,8 @@ pub struct Stores {
     pub leases: Arc<dyn Leases>,
     /// Its logs.
     pub logs: Arc<dyn Logs>,
+    /// Its outbox.
+    pub outbox: Arc<dyn Outbox>,
     /// Its runs.
     pub runs: Arc<dyn Runs>,
     /// Its schedules.
@@ -151,6 +154,7 @@ impl Stores {
             journal: storage.clone(),
             leases: storage.clone(),
             logs: storage.clone(),
+            outbox: storage.clone(),
             runs: storage.clone(),
             schedules: storage.clone(),
             sessions: storage.clone(),
@@ -204,6 +208,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("leases", leases::CASES),
         ("listing", listing::CASES),
         ("logs", logs::CASES),
+        ("outbox", outbox::CASES),
         ("queue", queue::CASES),
         ("reports", reports::CASES),
         ("runs", runs::CASES),
@@ -251,6 +256,9 @@ macro_rules! storage_suite {
             }
             mod logs {
                 $crate::logs_cases!(super::factory, $([$meta])*);
+            }
+            mod outbox {
+                $crate::outbox_cases!(super::factory, $([$meta])*);
             }
             mod queue {
                 $crate::queue_cases!(super::factory, $([$meta])*);

@@ -12,6 +12,8 @@ use crate::time::Timestamp;
 pub const BATCH_LIMIT_BYTES: usize = 1024 * 1024;
 /// The most steps plus nodes plus log chunks one report may carry.
 pub const BATCH_LIMIT_ITEMS: usize = 2_000;
+/// How long the message of a run may grow while it is being stopped.
+pub const MESSAGE_LIMIT_BYTES: usize = 16 * 1024;
 
 /// A process of the control plane that may hold leases; new at every start.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -185,6 +187,31 @@ impl RunPatch {
             message: Some(text.into()),
             ..Self::default()
         }
+    }
+
+    /// Sets the fields. What is said while a run is being stopped goes behind what is known already, so that
+    /// a client finds dbt Cloud's own words ("Cancelled by user.") at the beginning.
+    pub fn apply(&self, run: &mut Run) {
+        let set = |field: &mut Option<String>, value: &Option<String>| {
+            if value.is_some() {
+                field.clone_from(value);
+            }
+        };
+        match (&mut run.message, &self.message) {
+            (Some(said), Some(more)) if run.status == RunStatus::Cancelling && !more.starts_with(said.as_str()) => {
+                if !said.contains(more.as_str()) && said.len() + more.len() < MESSAGE_LIMIT_BYTES {
+                    said.push(' ');
+                    said.push_str(more);
+                }
+            }
+            (said, more) => set(said, more),
+        }
+        set(&mut run.git_branch, &self.git_branch);
+        set(&mut run.git_sha, &self.git_sha);
+        set(&mut run.dbt_version, &self.dbt_version);
+        run.artifacts_saved = self.artifacts_saved.unwrap_or(run.artifacts_saved);
+        run.has_docs = self.has_docs.unwrap_or(run.has_docs);
+        run.has_sources = self.has_sources.unwrap_or(run.has_sources);
     }
 }
 

@@ -189,8 +189,11 @@ impl Work {
                 RunEvent::Failed
             }
             (None, Some(how)) => {
-                let why = self.halt.reason().unwrap_or(Reason::Cancelled).text();
-                patch.message = Some(format!("{why}. Confirmed: {how}."));
+                patch.message = Some(match self.halt.reason().unwrap_or(Reason::Cancelled) {
+                    // Who asked for it stands in the run's message already, and in front.
+                    Reason::Cancelled => format!("Confirmed: {how}."),
+                    reason => format!("{}. Confirmed: {how}.", reason.text()),
+                });
                 RunEvent::Stopped
             }
             (None, None) if warned => RunEvent::Warned,

@@ -96,6 +96,7 @@ impl ControlPlane {
         }
         self.ring_queue();
         self.ring_report();
+        self.ring_outbox();
         Ok(run)
     }
 

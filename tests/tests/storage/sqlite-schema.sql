@@ -105,6 +105,14 @@ CREATE TABLE log_chunks (
     bytes BLOB NOT NULL,
     PRIMARY KEY (run_id, step_index, start_offset)
 ) STRICT;
+CREATE TABLE outbox (
+    consumer TEXT NOT NULL CHECK (consumer IN ('follow', 'notify', 'lineage')),
+    run_id INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    due_at INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    PRIMARY KEY (consumer, run_id, sequence)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     account_id INTEGER NOT NULL,
@@ -144,7 +152,7 @@ CREATE TABLE run_queue (
     epoch INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
     lease_until INTEGER
-) STRICT;
+, line TEXT) STRICT;
 CREATE TABLE run_steps (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -282,6 +290,7 @@ CREATE INDEX extended_attributes_by_parent ON extended_attributes (parent_id) WH
 CREATE INDEX jobs_by_account ON jobs (account_id, project_id, id);
 CREATE UNIQUE INDEX jobs_by_lookup ON jobs (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX jobs_by_parent ON jobs (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX outbox_due ON outbox (consumer, due_at, run_id, sequence);
 CREATE INDEX projects_by_account ON projects (account_id, project_id, id);
 CREATE UNIQUE INDEX projects_by_lookup ON projects (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX projects_by_parent ON projects (parent_id) WHERE parent_id IS NOT NULL;
@@ -290,6 +299,7 @@ CREATE UNIQUE INDEX repositories_by_lookup ON repositories (lookup) WHERE lookup
 CREATE INDEX repositories_by_parent ON repositories (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX run_queue_due ON run_queue (account_id, due_at, run_id) WHERE state = 'queued';
 CREATE UNIQUE INDEX run_queue_exclusive ON run_queue (job_id) WHERE exclusive AND state <> 'queued';
+CREATE INDEX run_queue_line ON run_queue (job_id, line) WHERE line IS NOT NULL;
 CREATE INDEX run_queue_live ON run_queue (run_id) WHERE state <> 'queued';
 CREATE UNIQUE INDEX run_queue_slot ON run_queue (account_id, slot) WHERE slot IS NOT NULL;
 CREATE INDEX run_steps_unmoved ON run_steps (run_id) WHERE log_bytes > log_first;

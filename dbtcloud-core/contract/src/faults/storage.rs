@@ -1,5 +1,5 @@
-//! Every call of [`Runs`], [`Schedules`], [`Sessions`], [`Leases`] and [`Tickets`], and every reading call
-//! of the others, goes through the faults; edits of the catalog and moves of logs pass as they are.
+//! Every call of [`Outbox`], [`Runs`], [`Schedules`], [`Sessions`], [`Leases`] and [`Tickets`], and every
+//! reading call of the others, goes through the faults; edits of the catalog and moves of logs pass as they are.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
-    Ack, AgentIdentity, Batch, Catalog, Claimed, Digest, Enqueued, Event, Fence, Fired, Firing, Journal, Leases,
-    LogPage, Logs, NewSession, Owner, Renewed, RunChange, RunFilter, RunState, Runs, ScheduleEntry, Schedules,
-    SessionChange, Sessions, Storage, TicketIssue, Tickets,
+    Ack, AgentIdentity, Batch, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence, Fired, Firing,
+    Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter, RunState, Runs,
+    ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets,
 };
 use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -117,6 +117,39 @@ impl Logs for FaultyStorage {
     async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         self.faults
             .strike("logs.unmoved", true, || self.stores.logs.unmoved(after, limit))
+            .await
+    }
+}
+
+#[async_trait]
+impl Outbox for FaultyStorage {
+    async fn take(&self, consumer: Consumer, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Delivery>> {
+        self.faults
+            .strike("outbox.take", true, || {
+                self.stores.outbox.take(consumer, now, until, limit)
+            })
+            .await
+    }
+
+    async fn delivered(&self, consumer: Consumer, run: RunId, sequence: u64) -> Result<()> {
+        self.faults
+            .strike("outbox.delivered", true, || {
+                self.stores.outbox.delivered(consumer, run, sequence)
+            })
+            .await
+    }
+
+    async fn postpone(&self, consumer: Consumer, run: RunId, sequence: u64, until: Timestamp) -> Result<()> {
+        self.faults
+            .strike("outbox.postpone", true, || {
+                self.stores.outbox.postpone(consumer, run, sequence, until)
+            })
+            .await
+    }
+
+    async fn depth(&self, consumer: Consumer) -> Result<u64> {
+        self.faults
+            .strike("outbox.depth", true, || self.stores.outbox.depth(consumer))
             .await
     }
 }

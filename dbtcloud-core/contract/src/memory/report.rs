@@ -6,7 +6,7 @@ use dbtcloud_core::ports::{
 };
 use dbtcloud_core::run::{RunEvent, RunStep};
 
-use super::state::{Mutation, State, StoredRun, StoredStep, apply_patch, check_text, step_event};
+use super::state::{Mutation, State, StoredRun, StoredStep, check_text, step_event};
 
 impl State {
     pub(super) fn report(&mut self, fence: &Fence, batch: &Batch) -> Result<Ack> {
@@ -69,7 +69,7 @@ impl State {
     fn take_in(&mut self, stored: &mut StoredRun, batch: &Batch) -> Result<()> {
         stored.run.heartbeat_at = Some(batch.at);
         stored.run.updated_at = batch.at;
-        apply_patch(&mut stored.run, &batch.patch);
+        batch.patch.apply(&mut stored.run);
         let was_terminal = stored.run.status.is_terminal();
         // A beginning stands in the journal before what followed from it, an end after what led to it.
         let (first, last) = match batch.event {

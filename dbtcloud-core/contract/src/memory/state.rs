@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dbtcloud_core::catalog::{Kind, Row};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
-use dbtcloud_core::ports::{Digest, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue};
+use dbtcloud_core::ports::{Consumer, Digest, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue};
 use dbtcloud_core::run::{NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
 use dbtcloud_core::session::Session;
 use dbtcloud_core::time::Timestamp;
@@ -55,11 +55,17 @@ pub enum Mutation {
     OpenTwice,
     /// A move of a log does not look at its length.
     DropLogs,
+    /// A change of a run's status is written to the journal and to no consumer.
+    ForgetConsumers,
+    /// A delivery that was taken is offered to the next caller.
+    OfferTwice,
+    /// Deliveries of one run are offered side by side.
+    IgnoreOrder,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -80,6 +86,9 @@ impl Mutation {
         Self::ShareLeases,
         Self::OpenTwice,
         Self::DropLogs,
+        Self::ForgetConsumers,
+        Self::OfferTwice,
+        Self::IgnoreOrder,
     ];
 }
 
@@ -119,6 +128,12 @@ impl Counters {
     }
 }
 
+#[derive(Clone)]
+pub(super) struct StoredDelivery {
+    pub(super) due_at: Timestamp,
+    pub(super) tries: u32,
+}
+
 pub(super) struct StoredLease {
     /// Who has it, or had it last.
     pub(super) owner: Owner,
@@ -140,6 +155,8 @@ pub(super) struct StoredRun {
     pub(super) ended_by_agent: bool,
     pub(super) steps: BTreeMap<u32, StoredStep>,
     pub(super) journal: Vec<Event>,
+    /// Which events of the journal a consumer has still to be told.
+    pub(super) deliveries: BTreeMap<(Consumer, u64), StoredDelivery>,
 }
 
 #[derive(Clone)]
@@ -210,6 +227,7 @@ impl State {
             ended_by_agent: false,
             steps: BTreeMap::new(),
             journal: Vec::new(),
+            deliveries: BTreeMap::new(),
         };
         self.tell(
             &mut stored,
@@ -229,13 +247,15 @@ impl State {
             return;
         }
         self.counters.sequence += 1;
-        stored.journal.push(Event {
+        let event = Event {
             sequence: self.counters.sequence,
             account: stored.run.new.account,
             run: stored.run.id,
             at,
             body,
-        });
+        };
+        self.post(stored, &event);
+        stored.journal.push(event);
     }
 
     /// Moves a run to `to` because of `event`, with all that follows from it. The journal is told when the
@@ -248,34 +268,13 @@ impl State {
         patch: &RunPatch,
         at: Timestamp,
     ) {
-        let from = stored.run.status;
-        stored.run.status = to;
-        stored.run.updated_at = at;
-        apply_patch(&mut stored.run, patch);
-        if !from.is_terminal() {
-            match event {
-                RunEvent::Started => {
-                    stored.run.started_at.get_or_insert(at);
-                }
-                RunEvent::CancelRequested => {
-                    stored.run.cancel_requested_at.get_or_insert(at);
-                }
-                _ => {}
-            }
-        }
-        if from == to {
+        patch.apply(&mut stored.run);
+        if !stored.run.advance(to, event, at) {
             return;
         }
         if !to.is_live() {
             stored.slot = None;
             stored.lease_until = None;
-        }
-        if to.is_terminal() {
-            stored.run.finished_at = Some(at);
-        }
-        if to == RunStatus::Queued {
-            stored.run.dequeued_at = None;
-            stored.run.new.due_at = stored.run.new.due_at.min(at);
         }
         self.tell(
             stored,
@@ -286,21 +285,6 @@ impl State {
             },
         );
     }
-}
-
-pub(super) fn apply_patch(run: &mut Run, patch: &RunPatch) {
-    let set = |field: &mut Option<String>, value: &Option<String>| {
-        if value.is_some() {
-            field.clone_from(value);
-        }
-    };
-    set(&mut run.message, &patch.message);
-    set(&mut run.git_branch, &patch.git_branch);
-    set(&mut run.git_sha, &patch.git_sha);
-    set(&mut run.dbt_version, &patch.dbt_version);
-    run.artifacts_saved = patch.artifacts_saved.unwrap_or(run.artifacts_saved);
-    run.has_docs = patch.has_docs.unwrap_or(run.has_docs);
-    run.has_sources = patch.has_sources.unwrap_or(run.has_sources);
 }
 
 /// What a step is now, for the journal.

@@ -193,7 +193,7 @@ async fn a_cancelled_run_tells_its_agent(stores: Stores) {
     let run = stores.runs.get(ACCOUNT, claimed.run.id).await.unwrap();
     assert_eq!(
         (run.message.as_deref(), run.finished_at),
-        (Some("confirmed"), Some(at(4)))
+        (Some("stop confirmed"), Some(at(4)))
     );
     assert_eq!(run.cancel_requested_at, Some(at(2)));
 }

@@ -26,6 +26,7 @@ mod journal;
 mod leases;
 mod logs;
 mod migrate;
+mod outbox;
 mod queue;
 mod reports;
 mod runs;

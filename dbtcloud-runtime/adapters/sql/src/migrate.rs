@@ -28,7 +28,10 @@ macro_rules! migration {
 }
 
 /// All of them, in order, without a gap.
-const MIGRATIONS: &[Migration] = &[migration!(1, "first", "0001_first.sql")];
+const MIGRATIONS: &[Migration] = &[
+    migration!(1, "first", "0001_first.sql"),
+    migration!(2, "outbox", "0002_outbox.sql"),
+];
 
 const RECORD_TABLE: Sql =
     Sql::both("CREATE TABLE IF NOT EXISTS schema_migrations (number BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)");
@@ -53,7 +56,7 @@ const LOCK: Sql = Sql::each(
 
 impl SqlStorage {
     /// The schema this binary works with.
-    pub const SCHEMA_VERSION: u32 = 1;
+    pub const SCHEMA_VERSION: u32 = 2;
 
     /// Brings the schema to [`SqlStorage::SCHEMA_VERSION`].
     ///

@@ -15,7 +15,7 @@ use dbtcloud_core::{Error, Result, Timestamp};
 use crate::engine::{Database, Link, Row, Sql, args};
 use crate::runs::{self, run_columns};
 use crate::storage::{no_nul, no_nul_json, signed, to_json};
-use crate::{journal, logs};
+use crate::{journal, logs, outbox};
 
 macro_rules! lock_columns {
     () => {
@@ -106,6 +106,8 @@ struct Held {
     sequence: i64,
     /// What the journal is to be told.
     events: Vec<String>,
+    /// Where among them its new statuses are.
+    statuses: Vec<(usize, RunStatus)>,
 }
 
 impl Held {
@@ -119,6 +121,7 @@ impl Held {
             ended_by_agent: row.bool("ended_by_agent")?,
             sequence: row.int("last_sequence")?,
             events: Vec::new(),
+            statuses: Vec::new(),
         })
     }
 
@@ -127,46 +130,13 @@ impl Held {
         Ok(())
     }
 
-    fn patch(&mut self, patch: &RunPatch) {
-        let set = |field: &mut Option<String>, value: &Option<String>| {
-            if value.is_some() {
-                field.clone_from(value);
-            }
-        };
-        let run = &mut self.run;
-        set(&mut run.message, &patch.message);
-        set(&mut run.git_branch, &patch.git_branch);
-        set(&mut run.git_sha, &patch.git_sha);
-        set(&mut run.dbt_version, &patch.dbt_version);
-        run.artifacts_saved = patch.artifacts_saved.unwrap_or(run.artifacts_saved);
-        run.has_docs = patch.has_docs.unwrap_or(run.has_docs);
-        run.has_sources = patch.has_sources.unwrap_or(run.has_sources);
-    }
-
     /// Moves the run to `to` because of `event`, with all that follows from it. The journal is told when
     /// the status is another one afterwards.
     fn advance(&mut self, to: RunStatus, event: RunEvent, message: Option<&str>, at: Timestamp) -> Result<()> {
-        let run = &mut self.run;
-        let from = run.status;
-        run.status = to;
-        run.updated_at = at;
-        if !from.is_terminal() {
-            match event {
-                RunEvent::Started => drop(run.started_at.get_or_insert(at)),
-                RunEvent::CancelRequested => drop(run.cancel_requested_at.get_or_insert(at)),
-                _ => {}
-            }
-        }
-        if from == to {
+        if !self.run.advance(to, event, at) {
             return Ok(());
         }
-        if to.is_terminal() {
-            run.finished_at = Some(at);
-        }
-        if to == RunStatus::Queued {
-            run.dequeued_at = None;
-            run.new.due_at = run.new.due_at.min(at);
-        }
+        self.statuses.push((self.events.len(), to));
         self.tell(&EventBody::Run {
             status: to,
             message: message.map(ToOwned::to_owned),
@@ -190,7 +160,7 @@ async fn lock(link: &mut Link<'_>, id: RunId) -> Result<Option<Held>> {
     Ok(Some(held))
 }
 
-/// Writes queue, history and journal.
+/// Writes queue, history, journal and outbox.
 async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()> {
     let run = &held.run;
     let epoch = signed("epoch", held.epoch)?;
@@ -213,6 +183,10 @@ async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()>
     let last = held.sequence;
     held.sequence += i64::try_from(events.len()).unwrap_or(0);
     journal::append(link, run.id, run.new.account, last, at, events).await?;
+    for (place, status) in std::mem::take(&mut held.statuses) {
+        let sequence = last + 1 + i64::try_from(place).unwrap_or(0);
+        outbox::post(link, run.id, sequence, status, at).await?;
+    }
     let values = args![
         run.id,
         held.was.name(),
@@ -266,7 +240,7 @@ pub(crate) async fn change(database: &Database, fence: &Fence, change: &RunChang
             let text = format!("run {id} is {}, not {}", status.name(), change.from().name());
             return Err(Error::conflict(text));
         }
-        held.patch(&change.patch);
+        change.patch.apply(&mut held.run);
         held.advance(change.to(), change.event(), change.patch.message.as_deref(), change.at)?;
         save(&mut link, &mut held, change.at).await?;
         Ok(held.run)
@@ -357,7 +331,7 @@ pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) ->
         held.run.heartbeat_at = Some(batch.at);
         held.run.updated_at = batch.at;
         held.taken = batch.number;
-        held.patch(&batch.patch);
+        batch.patch.apply(&mut held.run);
         // A beginning stands in the journal before what followed from it, an end after what led to it.
         if batch.event == Some(RunEvent::Started) {
             happen(&mut held, RunEvent::Started, batch)?;

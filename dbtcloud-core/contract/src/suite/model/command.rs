@@ -57,6 +57,16 @@ pub(super) enum Command {
         step: u32,
         wrong: bool,
     },
+    Take {
+        consumer: usize,
+        seconds: i64,
+        limit: u32,
+    },
+    Settle {
+        delivery: usize,
+        /// Forgotten, or put off for so long.
+        postpone: Option<i64>,
+    },
     Put {
         job: i64,
         version: u64,
@@ -191,6 +201,10 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (any::<usize>(), stale()).prop_map(|(run, stranger)| Command::Cancel { run, stranger }),
         14 => report().prop_map(Command::Report),
         2 => (any::<usize>(), 1_u32..4, stale()).prop_map(|(run, step, wrong)| Command::Moved { run, step, wrong }),
+        3 => (0_usize..3, 1_i64..40, 1_u32..4)
+            .prop_map(|(consumer, seconds, limit)| Command::Take { consumer, seconds, limit }),
+        3 => (any::<usize>(), proptest::option::weighted(0.4, 0_i64..60))
+            .prop_map(|(delivery, postpone)| Command::Settle { delivery, postpone }),
         3 => (0_i64..3, 0_u64..4, proptest::option::weighted(0.8, 0_i64..60))
             .prop_map(|(job, version, next)| Command::Put { job, version, next }),
         3 => (0_i64..3, stale(), proptest::option::weighted(0.8, 0_i64..60), any::<bool>())

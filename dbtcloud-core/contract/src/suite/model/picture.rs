@@ -6,7 +6,7 @@ use dbtcloud_core::catalog::{Query, SortKey};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{JobId, RunId};
 use dbtcloud_core::page::{Direction, Page};
-use dbtcloud_core::ports::{RunFilter, RunSort};
+use dbtcloud_core::ports::{Consumer, RunFilter, RunSort};
 
 use super::side::{KINDS, Side};
 use crate::suite::samples::{ACCOUNT, STRANGER, at};
@@ -103,6 +103,9 @@ impl Side {
             )?;
         }
         write(&self.stores.schedules.next().await?)?;
+        for consumer in Consumer::ALL {
+            write(&self.stores.outbox.depth(consumer).await?)?;
+        }
         for id in &self.sessions {
             write(&self.plain_session(self.stores.sessions.get(ACCOUNT, *id).await?))?;
         }

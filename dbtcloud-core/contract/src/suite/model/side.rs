@@ -6,8 +6,8 @@ use dbtcloud_core::catalog::{Draft, Kind, Row};
 use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
 use dbtcloud_core::ports::{
-    Batch, Claimed, Digest, Fence, Fired, Firing, NewSession, Owner, RunChange, RunPatch, ScheduleEntry, SessionChange,
-    TicketIssue,
+    Batch, Claimed, Consumer, Delivery, Digest, Fence, Fired, Firing, NewSession, Owner, RunChange, RunPatch,
+    ScheduleEntry, SessionChange, TicketIssue,
 };
 use dbtcloud_core::run::{Admission, NewRun, Run, RunEvent, RunStatus};
 use dbtcloud_core::session::Session;
@@ -29,6 +29,7 @@ pub(super) struct Side {
     claims: Vec<Claim>,
     rows: Vec<Row>,
     pub(super) sessions: Vec<SessionId>,
+    deliveries: Vec<(Consumer, RunId, u64)>,
 }
 
 struct Claim {
@@ -62,6 +63,7 @@ impl Side {
             claims: Vec::new(),
             rows: Vec::new(),
             sessions: Vec::new(),
+            deliveries: Vec::new(),
         }
     }
 
@@ -237,6 +239,7 @@ impl Side {
                 }
                 answer(self.stores.logs.moved(account, run, *step, length, "logs/moved").await)
             }
+            Command::Take { .. } | Command::Settle { .. } => self.outbox(command).await,
             Command::Put { .. } | Command::Fire { .. } => self.schedule(command).await,
             Command::Open { .. } | Command::Session { .. } => self.session(command).await,
             _ => self.lease_or_ticket(command).await,
@@ -373,6 +376,44 @@ impl Side {
             }
         }
         answer(ack)
+    }
+
+    async fn outbox(&mut self, command: &Command) -> String {
+        let outbox = &self.stores.outbox;
+        match command {
+            Command::Take {
+                consumer,
+                seconds,
+                limit,
+            } => {
+                let consumer = Consumer::ALL[*consumer];
+                let taken = outbox.take(consumer, self.now(), self.later(*seconds), *limit).await;
+                let taken = match taken {
+                    Ok(taken) => taken,
+                    Err(error) => return answer(Err::<(), _>(error)),
+                };
+                let events = taken.iter().map(|delivery| &delivery.event);
+                self.deliveries
+                    .extend(events.map(|event| (consumer, event.run, event.sequence)));
+                let place = |run: RunId| self.runs.iter().position(|(_, id)| *id == run);
+                let plain = taken
+                    .into_iter()
+                    .map(|Delivery { event, tries }| (place(event.run), event.at, event.body, tries));
+                answer(Ok(plain.collect::<Vec<_>>()))
+            }
+            Command::Settle { delivery, postpone } => {
+                let Some(place) = delivery.checked_rem(self.deliveries.len()) else {
+                    return nothing();
+                };
+                let (consumer, run, sequence) = self.deliveries[place];
+                let until = postpone.map(|seconds| self.later(seconds));
+                answer(match until {
+                    Some(until) => outbox.postpone(consumer, run, sequence, until).await,
+                    None => outbox.delivered(consumer, run, sequence).await,
+                })
+            }
+            _ => unreachable!("deliveries only"),
+        }
     }
 
     async fn schedule(&mut self, command: &Command) -> String {
