@@ -4,17 +4,39 @@
 //! A call can fail *before* (nothing happened, `Unavailable`), fail *after* (it happened, and the answer is
 //! lost: `Unavailable`), or arrive *twice* (it happened twice, and the second answer is given). Code that
 //! keeps to the ports' promises survives all three.
+//!
+//! A [`Scene`] adds what needs a clock or a process: calls that take long, and callers that die in them.
 
+mod artifacts;
 mod executor;
 mod storage;
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use dbtcloud_core::error::{Error, Result};
 
+pub use artifacts::FaultyArtifacts;
 pub use executor::FaultyExecutor;
 pub use storage::FaultyStorage;
+
+/// On which side of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Nothing of it has happened.
+    Before,
+    /// It has happened, and the caller does not know yet.
+    After,
+}
+
+/// What surrounds every call: a simulation lets time pass here, or never returns because the process that
+/// called has died.
+#[async_trait]
+pub trait Scene: Send + Sync {
+    /// A call is on one side of happening.
+    async fn pass(&self, call: &'static str, moment: Moment);
+}
 
 /// How often calls go wrong, each in percent of all calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -55,10 +77,19 @@ pub enum Fault {
 }
 
 /// A source of faults. Shared by all wrappers of one world, so that one seed tells one story.
-#[derive(Debug)]
 pub struct Faults {
     seed: u64,
     state: Mutex<State>,
+    scene: Option<Arc<dyn Scene>>,
+}
+
+impl std::fmt::Debug for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Faults")
+            .field("seed", &self.seed)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -66,6 +97,15 @@ struct State {
     random: u64,
     rates: Rates,
     struck: Vec<(&'static str, Fault)>,
+}
+
+impl State {
+    fn percent(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 32) % 100
+    }
 }
 
 impl Faults {
@@ -80,7 +120,15 @@ impl Faults {
                 rates,
                 struck: Vec::new(),
             }),
+            scene: None,
         }
+    }
+
+    /// The same with something around every call.
+    #[must_use]
+    pub fn in_scene(mut self, scene: Arc<dyn Scene>) -> Self {
+        self.scene = Some(scene);
+        self
     }
 
     /// The seed, for the message of a test that fails.
@@ -105,10 +153,7 @@ impl Faults {
     /// Draws what happens to one call.
     fn draw(&self, call: &'static str, repeatable: bool) -> Option<Fault> {
         let mut state = self.lock();
-        state.random ^= state.random << 13;
-        state.random ^= state.random >> 7;
-        state.random ^= state.random << 17;
-        let percent = (state.random >> 32) % 100;
+        let percent = state.percent();
         let Rates { before, after, twice } = state.rates;
         let [before, after, twice] = [before, after, twice].map(u64::from);
         let fault = if percent < before {
@@ -130,7 +175,8 @@ impl Faults {
     where
         F: Future<Output = Result<T>>,
     {
-        match self.draw(name, repeatable) {
+        self.pass(name, Moment::Before).await;
+        let answer = match self.draw(name, repeatable) {
             None => call().await,
             Some(Fault::Before) => Err(Error::unavailable(format!("{name}: scripted to fail before"))),
             Some(Fault::After) => {
@@ -141,6 +187,24 @@ impl Faults {
                 let _ = call().await;
                 call().await
             }
+        };
+        self.pass(name, Moment::After).await;
+        answer
+    }
+
+    /// Whether a store tears what it is given, by the rate of what happens twice.
+    fn tears(&self, call: &'static str) -> bool {
+        let mut state = self.lock();
+        let torn = state.percent() < u64::from(state.rates.twice);
+        if torn {
+            state.struck.push((call, Fault::Twice));
+        }
+        torn
+    }
+
+    async fn pass(&self, call: &'static str, moment: Moment) {
+        if let Some(scene) = &self.scene {
+            scene.pass(call, moment).await;
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Every call of [`Outbox`], [`Runs`], [`Schedules`], [`Sessions`], [`Leases`] and [`Tickets`], and every
-//! reading call of the others, goes through the faults; edits of the catalog and moves of logs pass as they are.
+//! Every call goes through the faults. What makes a new thing every time never happens twice of itself.
 
 use std::sync::Arc;
 
@@ -40,7 +39,9 @@ impl FaultyStorage {
 #[async_trait]
 impl Catalog for FaultyStorage {
     async fn insert(&self, draft: Draft) -> Result<Row> {
-        self.stores.catalog.insert(draft).await
+        self.faults
+            .strike("catalog.insert", false, || self.stores.catalog.insert(draft.clone()))
+            .await
     }
 
     async fn get(&self, kind: Kind, account: AccountId, id: i64) -> Result<Row> {
@@ -62,7 +63,11 @@ impl Catalog for FaultyStorage {
     }
 
     async fn update(&self, id: i64, version: u64, draft: Draft) -> Result<Row> {
-        self.stores.catalog.update(id, version, draft).await
+        self.faults
+            .strike("catalog.update", false, || {
+                self.stores.catalog.update(id, version, draft.clone())
+            })
+            .await
     }
 
     async fn scan(&self, kind: Kind, after: i64, limit: u32) -> Result<Vec<Row>> {
@@ -111,7 +116,11 @@ impl Logs for FaultyStorage {
     }
 
     async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()> {
-        self.stores.logs.moved(account, run, step, length, object).await
+        self.faults
+            .strike("logs.moved", true, || {
+                self.stores.logs.moved(account, run, step, length, object)
+            })
+            .await
     }
 
     async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
