@@ -18,10 +18,10 @@ async fn submit(repository: String, data: std::path::PathBuf) -> anyhow::Result<
     let program = std::env::current_exe()?.display().to_string();
     let config = Config::new("embedded", AgentLaunch::local(vec![program], &data, std::env::vars()));
     let plane = ControlPlane::builder(storage, LocalExecutor::new(data.join("executions"))?, config)
-        .artifacts(OpendalArtifacts::from_url(&format!(
-            "file://{}",
-            data.join("artifacts").display()
-        ))?)
+        .artifacts(OpendalArtifacts::from_url(
+            &format!("file://{}", data.join("artifacts").display()),
+            &Default::default(),
+        )?)
         .build();
     let running = plane.start(Roles::ALL).await?;
     let warehouse = data.join("warehouse.duckdb").display().to_string();

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use dbtcloud_core::ErrorKind;
 use dbtcloud_local::{DirectoryVolume, LocalExecutor};
-use dbtcloud_opendal::OpendalArtifacts;
+use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
 use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
@@ -78,6 +79,23 @@ pub async fn connect(settings: &Settings) -> anyhow::Result<SqlStorage> {
         .context("cannot open the database that database_url names")
 }
 
+/// Opens the artifact store of the settings and looks at it. One that does not answer is no hindrance: the
+/// server is not ready until it does, and runs wait. One that can never work is.
+///
+/// # Errors
+/// A wrong URL or bucket, a missing permission; what to do about it.
+pub async fn artifacts(settings: &Settings) -> anyhow::Result<OpendalArtifacts> {
+    let options = ArtifactOptions::new().with_standard_credentials();
+    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url, &options).map_err(told)?;
+    match artifacts.check().await {
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            tracing::warn!(error = %error.chain(), "the artifact store does not answer; runs wait for it");
+            Ok(artifacts)
+        }
+        answer => answer.map(|()| artifacts).map_err(told),
+    }
+}
+
 /// The control plane of the settings. `environment` is this process's, `program` the binary that agents run.
 ///
 /// # Errors
@@ -110,9 +128,7 @@ pub async fn compose(
         .map_err(told)
         .with_context(|| format!("key file {} cannot be used", settings.key_file.display()))?;
     let at = |name: &str| settings.data_dir.join(name);
-    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url)
-        .map_err(told)
-        .context("artifacts_url")?;
+    let artifacts = artifacts(settings).await?;
     let executor = LocalExecutor::new(at("executions")).map_err(told)?;
     let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
     let (work_dir, cache_dir) = (at("work"), at("cache"));

@@ -1,11 +1,16 @@
-//! What the tests across crates share: a private PostgreSQL, and installations of the real binary.
+//! What the tests across crates share: a private PostgreSQL, S3 and Azure server, and installations of the real
+//! binary.
 
 pub mod api;
+pub mod azure;
+mod http;
 pub mod installation;
 pub mod postgres;
 pub mod processes;
 pub mod project;
+pub mod s3;
 pub mod scrape;
+mod shared;
 
 /// The snippets of the README, compiled.
 #[cfg(doctest)]

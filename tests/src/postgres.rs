@@ -6,14 +6,15 @@
 //! [`Cluster::start`] for those that stop the server or want it durable.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use crate::shared::{free_port, shared};
 
 /// How long a server may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,16 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub const GUARDED_ROLE: &str = "guarded";
 /// Its password.
 pub const PASSWORD: &str = "correct-horse-battery";
-
-/// Ends whatever must not outlive its watcher: `$1` is the process that is watched, `$2` the server, `$3`
-/// the server's directory. A static of a test process is never dropped, and tests of a run may be many
-/// processes; so the shared cluster is watched from outside.
-const GUARDIAN: &str = r#"
-while kill -0 "$1" 2>/dev/null && kill -0 "$2" 2>/dev/null; do sleep 0.3; done
-kill -QUIT "$2" 2>/dev/null
-while kill -0 "$2" 2>/dev/null; do sleep 0.1; done
-rm -rf "$3"
-"#;
 
 /// A server of one test's own. Ended by its process id when dropped.
 pub struct Cluster {
@@ -242,55 +233,17 @@ pub fn database() -> Database {
     Database::create(shared_port())
 }
 
-/// The shared cluster: one per test process, or one per run where a runner starts a process for each test
-/// (nextest says so by `NEXTEST_RUN_ID`). The first comer starts it.
-#[expect(
-    clippy::zombie_processes,
-    reason = "both end after this process: the guardian sees to the server, init to the guardian"
-)]
+/// The port of the cluster that all tests of this run share.
 fn shared_port() -> u16 {
-    let own = std::process::id();
-    let (key, watched) = match std::env::var("NEXTEST_RUN_ID") {
-        Ok(run) => (run, std::os::unix::process::parent_id()),
-        Err(_) => (own.to_string(), own),
-    };
-    let directory = std::env::temp_dir().join(format!("dbtcloud-postgres-{key}"));
-    fs::create_dir_all(&directory).expect("a directory");
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join("lock"))
-        .expect("a lock");
-    lock.lock().expect("the lock");
-    let note = directory.join("port");
-    if let Ok(mut file) = File::open(&note) {
-        let mut text = String::new();
-        file.read_to_string(&mut text).expect("a port");
-        return text.trim().parse().expect("a port");
-    }
-    let mut cluster = Cluster::start_in(directory, false);
-    let server = cluster.server.take().expect("a server");
-    Command::new("sh")
-        .args([
-            "-c",
-            GUARDIAN,
-            "guardian",
-            &watched.to_string(),
-            &server.id().to_string(),
-        ])
-        .arg(&cluster.directory)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("a guardian");
-    let port = cluster.port;
-    fs::write(&note, port.to_string()).expect("the port is noted");
-    // From here on the guardian's.
-    std::mem::forget(cluster);
-    port
+    let port = shared("postgres", "QUIT", |directory| {
+        let mut cluster = Cluster::start_in(directory, false);
+        let server = cluster.server.take().expect("a server");
+        let port = cluster.port;
+        // From here on the guardian's.
+        std::mem::forget(cluster);
+        (server, port.to_string())
+    });
+    port.trim().parse().expect("a port")
 }
 
 /// A name that no other test of this run has.
@@ -400,11 +353,6 @@ fn run(command: &mut Command) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
 }
 
 /// A port of the loopback that nobody listens at.

@@ -1,4 +1,5 @@
-//! Artifacts in a directory and in memory: what the contract asks for, and what only a directory can get wrong.
+//! Artifacts in a directory, in memory, on S3 and on Azure: what the contract asks for, and what only one of them
+//! can get wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -9,7 +10,8 @@ use bytes::Bytes;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{Area, ArtifactKey, Artifacts, ByteRange, ByteStream};
 use dbtcloud_core::{Error, ErrorKind};
-use dbtcloud_opendal::OpendalArtifacts;
+use dbtcloud_opendal::{OpendalArtifacts, Options};
+use dbtcloud_tests::{azure, s3};
 use futures::{StreamExt, TryStreamExt, stream};
 
 const ACCOUNT: AccountId = AccountId::new(1);
@@ -17,13 +19,29 @@ const RUN: RunId = RunId::new(7);
 
 dbtcloud_contract::artifacts_suite!(directory, || async {
     let root = tempfile::tempdir().unwrap();
-    let artifacts = OpendalArtifacts::from_url(&format!("file://{}", root.path().display())).unwrap();
+    let artifacts = local(&format!("file://{}", root.path().display()));
     dbtcloud_contract::suite::Subject::artifacts(artifacts).keeping(root)
 });
 
 dbtcloud_contract::artifacts_suite!(memory, || async {
-    dbtcloud_contract::suite::Subject::artifacts(OpendalArtifacts::from_url("memory://").unwrap())
+    dbtcloud_contract::suite::Subject::artifacts(local("memory://"))
 });
+
+dbtcloud_contract::artifacts_suite!(seaweedfs, || async {
+    let bucket = s3::bucket();
+    let artifacts = OpendalArtifacts::from_url(&bucket.url(), &bucket.options()).unwrap();
+    dbtcloud_contract::suite::Subject::artifacts(artifacts)
+});
+
+dbtcloud_contract::artifacts_suite!(azurite, || async {
+    let container = azure::container();
+    let artifacts = OpendalArtifacts::from_url(&container.url(), &container.options()).unwrap();
+    dbtcloud_contract::suite::Subject::artifacts(artifacts)
+});
+
+fn local(url: &str) -> OpendalArtifacts {
+    OpendalArtifacts::from_url(url, &Options::new()).unwrap()
+}
 
 /// The store under test and, when it is one, its directory.
 struct Store {
@@ -31,19 +49,27 @@ struct Store {
     directory: Option<tempfile::TempDir>,
 }
 
+/// The directory is the first.
 fn stores() -> Vec<Store> {
     let directory = tempfile::tempdir().unwrap();
     let url = format!("file://{}/not%20yet/there", directory.path().display());
-    vec![
-        Store {
-            artifacts: OpendalArtifacts::from_url(&url).unwrap(),
-            directory: Some(directory),
-        },
-        Store {
-            artifacts: OpendalArtifacts::from_url("memory://").unwrap(),
+    let (bucket, container) = (s3::bucket(), azure::container());
+    let mut stores = vec![Store {
+        artifacts: local(&url),
+        directory: Some(directory),
+    }];
+    stores.extend(
+        [
+            local("memory://"),
+            OpendalArtifacts::from_url(&bucket.url(), &bucket.options()).unwrap(),
+            OpendalArtifacts::from_url(&container.url(), &container.options()).unwrap(),
+        ]
+        .map(|artifacts| Store {
+            artifacts,
             directory: None,
-        },
-    ]
+        }),
+    );
+    stores
 }
 
 fn key(area: Area, path: &str) -> ArtifactKey {
@@ -332,13 +358,8 @@ async fn a_directory_cannot_hold_a_file_and_a_directory_of_one_name_and_says_so(
 
 #[tokio::test]
 async fn urls_that_cannot_be_are_refused_without_being_repeated() {
-    for url in [
-        "s3://key:hunter2@bucket/x",
-        "nonsense",
-        "file://host/path",
-        "http://hunter2",
-    ] {
-        let error = OpendalArtifacts::from_url(url).unwrap_err();
+    for url in ["nonsense:hunter2", "nonsense", "file://host/path", "http://hunter2"] {
+        let error = OpendalArtifacts::from_url(url, &Options::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{url}");
         assert!(error.to_string().contains("file:///"), "{error}");
         assert!(!error.chain().contains("hunter2"), "{error}");
@@ -346,7 +367,7 @@ async fn urls_that_cannot_be_are_refused_without_being_repeated() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let below = format!("file://{}/x", file.path().display());
     assert_eq!(
-        OpendalArtifacts::from_url(&below).unwrap_err().kind(),
+        OpendalArtifacts::from_url(&below, &Options::new()).unwrap_err().kind(),
         ErrorKind::Unavailable
     );
 }
@@ -361,7 +382,7 @@ async fn a_full_disk_is_unavailable_and_shows_nothing() {
     if !mounted.is_ok_and(|done| done.status.success()) {
         return; // Only root can have a file system of its own.
     }
-    let artifacts = OpendalArtifacts::from_url(&format!("file://{disk}")).unwrap();
+    let artifacts = local(&format!("file://{disk}"));
     let one = key(Area::Step(0), "manifest.json");
     artifacts.put(&one, whole("old")).await.unwrap();
     let too_much = stream::iter((0..64).map(|_| Ok(Bytes::from(vec![0; 64 * 1024]))));
@@ -381,4 +402,152 @@ async fn a_full_disk_is_unavailable_and_shows_nothing() {
         }
     }
     assert!(Command::new("umount").arg("-l").arg(&disk).status().unwrap().success());
+}
+
+/// Parts on their way to a bucket, and who takes them away.
+#[tokio::test]
+async fn an_upload_that_does_not_end_leaves_no_part_behind() {
+    let bucket = s3::bucket();
+    let artifacts = OpendalArtifacts::from_url(&bucket.url(), &bucket.options()).unwrap();
+    let one = key(Area::Step(0), "manifest.json");
+    let part = Bytes::from(vec![b'x'; 1 << 20]);
+    let parts = |count: usize| {
+        stream::iter(0..count).map({
+            let part = part.clone();
+            move |_| Ok(part.clone())
+        })
+    };
+
+    // One that fails after three parts.
+    let broken = parts(24).chain(stream::once(async { Err(Error::fenced("overtaken")) }));
+    let error = artifacts.put(&one, Box::pin(broken)).await.unwrap_err();
+    assert_eq!(error.to_string(), "overtaken");
+    assert!(
+        !bucket.has_incomplete_uploads(),
+        "a failed put takes its parts away before it returns"
+    );
+
+    // One that is dropped in the middle.
+    let (sent, mut seen) = tokio::sync::watch::channel(0);
+    let endless = parts(24)
+        .inspect(move |_| sent.send_modify(|sent| *sent += 1))
+        .chain(stream::pending());
+    let put = artifacts.put(&one, Box::pin(endless));
+    tokio::select! {
+        _ = put => panic!("it does not end"),
+        _ = async {
+            seen.wait_for(|sent| *sent == 24).await.unwrap();
+            while !bucket.has_incomplete_uploads() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        } => {}
+    }
+    let began = std::time::Instant::now();
+    while bucket.has_incomplete_uploads() {
+        assert!(
+            began.elapsed() < std::time::Duration::from_secs(20),
+            "parts of a dropped put are left"
+        );
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    assert_eq!(artifacts.stat(&one).await.unwrap(), None);
+    assert_eq!(artifacts.put(&one, Box::pin(parts(24))).await.unwrap(), 24 << 20);
+    assert!(!bucket.has_incomplete_uploads());
+}
+
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// What is wrong with a store is told so that it can be mended, and never passes for "not there".
+#[tokio::test]
+async fn a_store_that_cannot_be_used_says_why() {
+    let (bucket, container) = (s3::bucket(), azure::container());
+    let closed = dbtcloud_tests::postgres::closed_port();
+    let key_of = |name: &str, secret: &str| Options::new().with_key(name, dbtcloud_core::secret::Secret::new(secret));
+    let cases = [
+        (
+            bucket.url_of("elsewhere"),
+            bucket.options(),
+            ErrorKind::Invalid,
+            "bucket elsewhere at",
+            "does not exist; create it",
+        ),
+        (
+            container.url_of("elsewhere"),
+            container.options(),
+            ErrorKind::Invalid,
+            "container elsewhere at",
+            "does not exist; create it",
+        ),
+        (
+            bucket.url(),
+            key_of(s3::ADMIN, "hunter2"),
+            ErrorKind::Denied,
+            "does not accept the credentials",
+            "AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            bucket.url(),
+            key_of("nobody", "hunter2"),
+            ErrorKind::Denied,
+            "does not accept the credentials",
+            "AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            bucket.url(),
+            key_of(s3::READER, s3::SECRET),
+            ErrorKind::Denied,
+            "grant reading, writing, listing",
+            "AWS_SECRET_ACCESS_KEY",
+        ),
+        (
+            container.url(),
+            key_of("devstoreaccount1", "aHVudGVyMg=="),
+            ErrorKind::Denied,
+            "does not accept the credentials",
+            "AZURE_STORAGE_ACCOUNT_KEY",
+        ),
+        (
+            format!("s3://b?endpoint=http://127.0.0.1:{closed}"),
+            bucket.options(),
+            ErrorKind::Unavailable,
+            "cannot be reached",
+            "check the endpoint",
+        ),
+    ];
+    for (url, options, kind, what, advice) in cases {
+        let artifacts = OpendalArtifacts::from_url(&url, &options).unwrap();
+        let error = artifacts.check().await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{}", error.chain());
+        assert!(
+            error.to_string().contains(what) && error.to_string().contains(advice),
+            "{url}: {error}"
+        );
+        assert!(!error.chain().contains("hunter2"), "{}", error.chain());
+    }
+    for (url, options) in [(bucket.url(), bucket.options()), (container.url(), container.options())] {
+        OpendalArtifacts::from_url(&url, &options)
+            .unwrap()
+            .check()
+            .await
+            .unwrap();
+    }
+    // The bucket is gone: nothing is known of what was in it.
+    for (url, options) in [
+        (bucket.url_of("elsewhere"), bucket.options()),
+        (container.url_of("elsewhere"), container.options()),
+    ] {
+        let artifacts = OpendalArtifacts::from_url(&url, &options).unwrap();
+        let one = key(Area::Step(0), "manifest.json");
+        let answers = [
+            artifacts.stat(&one).await.err(),
+            artifacts.open(&one, ByteRange::default()).await.err(),
+            artifacts.list(ACCOUNT, RUN, None).await.err(),
+            artifacts.remove(ACCOUNT, RUN, None).await.err(),
+        ];
+        for answer in answers {
+            let error = answer.unwrap_or_else(|| panic!("{url}: 'not there' is not known"));
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert!(error.to_string().contains("does not exist; create it"), "{error}");
+        }
+    }
 }

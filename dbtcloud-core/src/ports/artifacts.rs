@@ -128,7 +128,8 @@ pub trait Artifacts: Send + Sync {
     async fn list(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<Vec<ArtifactMeta>>;
 
     /// Every run that has a file, whole or half come in, over all accounts, in no order, possibly twice. One
-    /// whose files come or go meanwhile is told or is not. For loops that look for what nobody owns.
+    /// whose files come or go meanwhile is told or is not, and one that has lost its last file may be told
+    /// still. For loops that look for what nobody owns.
     ///
     /// Errors: `Unavailable` at once or in the stream.
     async fn runs(&self) -> Result<RunStream>;

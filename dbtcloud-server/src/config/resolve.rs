@@ -179,9 +179,12 @@ impl Reader {
             .url("database_url", &["postgres", "postgresql", "sqlite"])
             .unwrap_or_else(|| embedded.clone());
         let artifacts = format!("file://{}", data_dir.join("artifacts").display());
-        let artifacts_url = self
-            .url("artifacts_url", &["file", "memory", "s3", "azblob", "gcs"])
-            .unwrap_or(artifacts);
+        let artifacts_url = self.text("artifacts_url").unwrap_or(artifacts);
+        if let Err(error) = dbtcloud_opendal::OpendalArtifacts::check_url(&artifacts_url) {
+            let told = error.to_string();
+            let what = told.strip_prefix("artifacts_url: ").unwrap_or(&told).to_owned();
+            self.problem("artifacts_url", what);
+        }
         let public_url = self.url("public_url", &["http", "https"]);
         let log_format = match self.text("log_format").as_deref() {
             None | Some("text") => LogFormat::Text,

@@ -5,35 +5,43 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, ByteStream, RunStream};
 use dbtcloud_core::{Error, Result};
 use futures::{StreamExt, TryStreamExt};
 use opendal::{EntryMode, Operator, Writer};
 
-use crate::failure::{is_absent, is_in_the_way, unavailable};
+use crate::failure::{Store, cannot_use, is_absent, is_in_the_way, unavailable};
 use crate::layout;
+use crate::place::{Options, Place};
 
-/// How much is sent to an object store at once, and so what a put holds in memory. S3 takes 10,000 parts of
-/// at least 5 MiB, so a file may be 80 GB.
+/// How much is sent to an object store at once. S3 takes 10,000 parts of at least 5 MiB, so a file may be
+/// 80 GB.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many parts of one file are on their way at the same time, while the next one fills up.
+const CHUNK_CONCURRENCY: usize = 2;
 
 /// How many files' lengths are asked for at the same time where a listing does not tell them.
 const STAT_CONCURRENCY: usize = 16;
 
-const SCHEMES: &str = "file:///path and memory://";
-
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// Artifacts in an object store, a directory or memory.
+/// Artifacts in S3, Azure Blob Storage, Google Cloud Storage, a directory or memory.
 ///
 /// - **Layout**: `<account>/<run>/steps/<n>/<path>` and `<account>/<run>/logs/<path>` below the operator's
 ///   root; odd characters are percent-encoded.
 /// - **Atomic**: where the store can rename (directories), a file comes in below `.incoming/` and is renamed
 ///   when it is whole and synced, together with its directories; elsewhere the store itself shows an object
-///   only when its upload is complete. A put that is dropped leaves at most an invisible part, which
-///   [`Artifacts::remove`] clears in a directory and a lifecycle rule for incomplete uploads in a bucket.
-/// - **Memory**: a put holds 8 MiB at most, a read one chunk, whatever the file's length. The `memory://`
+///   only when its upload is complete. A put that fails or is dropped takes its parts away again; a process
+///   that is killed leaves at most an invisible part, which [`Artifacts::remove`] clears in a directory and a
+///   lifecycle rule for incomplete uploads in a bucket.
+/// - **Checked**: what arrives at S3 is compared with its CRC-32C before it is taken.
+/// - **Absent**: a question about an object is answered alike by a bucket without the object and by no bucket
+///   at all, so before `None` is told the bucket is asked for.
+/// - **Time**: a call has its time-outs, and is tried four times in all, with pauses that grow and jitter.
+/// - **Memory**: a put holds 24 MiB at most, a read one chunk, whatever the file's length. The `memory://`
 ///   store holds everything, of course; it is for tests.
 /// - **One path a file and a directory** (`a` and `a/b`): fine in an object store; in a directory the second
 ///   put is `Invalid`.
@@ -43,12 +51,12 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 /// use dbtcloud_core::Result;
 /// use dbtcloud_core::id::{AccountId, RunId};
 /// use dbtcloud_core::ports::{Area, ArtifactKey, Artifacts, ByteRange};
-/// use dbtcloud_opendal::OpendalArtifacts;
+/// use dbtcloud_opendal::{OpendalArtifacts, Options};
 /// use futures::{TryStreamExt, stream};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<()> {
-/// let artifacts = OpendalArtifacts::from_url("memory://")?;
+/// let artifacts = OpendalArtifacts::from_url("memory://", &Options::new())?;
 /// let key = ArtifactKey {
 ///     account: AccountId::new(1),
 ///     run: RunId::new(42),
@@ -64,6 +72,9 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 #[derive(Clone, Debug)]
 pub struct OpendalArtifacts {
     operator: Operator,
+    store: Store,
+    /// Whether it is asked over a network, where a bucket may be missing.
+    remote: bool,
     /// The directory to be synced, when it is one.
     directory: Option<PathBuf>,
     /// Tells what this store lets in from what other processes do, also on other machines.
@@ -74,70 +85,109 @@ impl OpendalArtifacts {
     /// Artifacts below the root of `operator`, with whatever layers the caller gave it.
     pub fn new(operator: Operator) -> Self {
         let info = operator.info();
+        let store = Store::new(
+            format!("{} {}", info.scheme(), info.name()),
+            "the operator's credentials",
+        );
+        Self::at(operator, store)
+    }
+
+    fn at(operator: Operator, store: Store) -> Self {
+        let info = operator.info();
         let directory = (info.scheme() == "fs").then(|| PathBuf::from(info.root()));
         Self {
+            remote: directory.is_none() && info.scheme() != "memory",
             operator,
+            store,
             directory,
             token: RandomState::new().build_hasher().finish(),
         }
     }
 
-    /// Artifacts at `file:///path`, which is made if it is not there, or at `memory://`, which is empty.
+    /// Artifacts where a URL says. Nothing is asked of an object store yet: see [`Self::check`].
     ///
-    /// Errors: `Invalid` for anything else; `Unavailable` when the directory cannot be made.
-    pub fn from_url(url: &str) -> Result<Self> {
-        // The text may hold credentials, so no message repeats more than its scheme.
-        let parsed = url::Url::parse(url)
-            .map_err(|error| Error::invalid("artifacts", format!("expected a URL, {SCHEMES}")).because(error))?;
-        let operator = match parsed.scheme() {
-            "file" => {
-                let path = parsed
-                    .to_file_path()
-                    .ok()
-                    .and_then(|path| path.to_str().map(str::to_owned));
-                let Some(path) = path else {
-                    return Err(Error::invalid(
-                        "artifacts",
-                        "expected file:///path, with an absolute path in UTF-8",
-                    ));
-                };
-                Operator::new(opendal::services::Fs::default().root(&path))
-                    .map_err(|error| unavailable(format!("artifacts in {path}"), error))?
-            }
-            "memory" => Operator::new(opendal::services::Memory::default())
-                .map_err(|error| unavailable("artifacts in memory", error))?,
-            other => {
-                return Err(Error::invalid(
-                    "artifacts",
-                    format!("cannot speak '{other}'; supported are {SCHEMES}"),
-                ));
-            }
-        };
-        Ok(Self::new(operator))
+    /// - `s3://bucket/prefix?region=NAME&endpoint=http://host:port&path_style=true&checksum=crc32c`: the region
+    ///   may be left out with an endpoint; path style is the default with an endpoint; `checksum` is `crc32c`,
+    ///   `md5` or `none`
+    /// - `azblob://container/prefix?account=NAME&endpoint=https://host`: one of the two at least
+    /// - `gcs://bucket/prefix`
+    /// - `file:///path`, which is made if it is not there
+    /// - `memory://`, which is empty
+    ///
+    /// Errors: `Invalid` for anything else, and for credentials in the URL, naming the variable they belong
+    /// in; `Unavailable` when a directory cannot be made.
+    pub fn from_url(url: &str, options: &Options) -> Result<Self> {
+        let place = Place::parse(url)?;
+        Ok(Self::at(place.operator(options)?, place.store()))
+    }
+
+    /// Whether a URL can be understood; nothing is opened. Errors: `Invalid`.
+    pub fn check_url(url: &str) -> Result<()> {
+        Place::parse(url).map(drop)
+    }
+
+    /// Writes, reads, lists and removes a small object: everything that will be asked of the store.
+    ///
+    /// Errors: `Invalid` and `Denied` for what only a person can mend, such as a wrong bucket or a missing
+    /// permission; `Unavailable` for what may be better later.
+    pub async fn check(&self) -> Result<()> {
+        let failed = |error| cannot_use(&self.store, error);
+        let at = format!("{}{:016x}", layout::CHECK, self.token);
+        self.operator.write(&at, "dbtcloud").await.map_err(failed)?;
+        let seen = self.operator.read(&at).await.map_err(failed)?;
+        if seen.to_bytes() != "dbtcloud".as_bytes() {
+            return Err(Error::corrupt(format!(
+                "artifacts in {}: what was read is not what was written",
+                self.store
+            )));
+        }
+        self.ask().await.map_err(failed)?;
+        self.operator.delete(&at).await.map_err(failed)
+    }
+
+    /// One page of a list, of one entry.
+    async fn ask(&self) -> opendal::Result<()> {
+        let mut entries = self.operator.lister_with("/").limit(1).await?;
+        entries.try_next().await.map(drop)
+    }
+
+    /// Makes sure that what was said to be absent is, and not the bucket.
+    async fn confirm_absent(&self, what: impl std::fmt::Display) -> Result<()> {
+        if self.remote {
+            self.ask().await.map_err(|error| self.unavailable(what, error))?;
+        }
+        Ok(())
+    }
+
+    fn unavailable(&self, what: impl std::fmt::Display, error: opendal::Error) -> Error {
+        unavailable(&self.store, what, error)
     }
 
     async fn write(&self, at: &str, key: &ArtifactKey, mut bytes: ByteStream) -> Result<u64> {
-        let failed = |error| unavailable(format!("artifact {}", key.path), error);
-        let chunked = self.operator.info().capability().write_multi_min_size.is_some();
+        let failed = |error| self.unavailable(format!("artifact {}", key.path), error);
         let writer = self.operator.writer_with(at);
-        let writer = if chunked { writer.chunk(CHUNK_BYTES) } else { writer };
-        let mut writer = writer.await.map_err(failed)?;
+        let writer = if self.remote {
+            writer.chunk(CHUNK_BYTES).concurrent(CHUNK_CONCURRENCY)
+        } else {
+            writer
+        };
+        let mut upload = Upload(Some(writer.await.map_err(failed)?));
         let mut length = 0;
         while let Some(next) = bytes.next().await {
             let written = match next {
                 Ok(part) => {
                     length += part.len() as u64;
-                    writer.write(part).await.map_err(failed)
+                    upload.write(part).await.map_err(failed)
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = written {
-                abort(writer).await;
+                upload.abort().await;
                 return Err(error);
             }
         }
-        if let Err(error) = writer.close().await {
-            abort(writer).await;
+        if let Err(error) = upload.close().await {
+            upload.abort().await;
             return Err(failed(error));
         }
         Ok(length)
@@ -146,10 +196,11 @@ impl OpendalArtifacts {
     /// The directories below `prefix` whose names are numbers, each with its own path; none where there is
     /// no such prefix.
     async fn numbers(&self, prefix: String) -> Result<futures::stream::BoxStream<'static, Result<(i64, String)>>> {
-        let failed = |error| unavailable("artifacts cannot be listed", error);
+        let (store, remote) = (self.store.clone(), self.remote);
+        let failed = move |error| unavailable(&store, "artifacts cannot be listed", error);
         let entries = match self.operator.lister(&prefix).await {
             Ok(entries) => entries,
-            Err(error) if is_absent(&error) => return Ok(futures::stream::empty().boxed()),
+            Err(error) if is_absent(&error) && !remote => return Ok(futures::stream::empty().boxed()),
             Err(error) => return Err(failed(error)),
         };
         let numbers = entries.filter_map(move |entry| {
@@ -158,7 +209,7 @@ impl OpendalArtifacts {
                 Ok(entry) if entry.path() == prefix => None,
                 Ok(entry) => layout::number(entry.name()).map(|number| Ok((number, entry.path().to_owned()))),
                 // Removed while it was listed.
-                Err(error) if is_absent(&error) => None,
+                Err(error) if is_absent(&error) && !remote => None,
                 Err(error) => Some(Err(failed(error))),
             };
             futures::future::ready(number)
@@ -201,9 +252,40 @@ async fn sync(directories: Vec<PathBuf>) -> std::io::Result<()> {
     synced.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
-/// The failure that made us abort is the one to be told; a part that stays is invisible.
-async fn abort(mut writer: Writer) {
-    let _ = writer.abort().await;
+/// Parts on their way. Dropped before they are a file, they are taken away.
+struct Upload(Option<Writer>);
+
+impl Upload {
+    async fn write(&mut self, part: Bytes) -> opendal::Result<()> {
+        match &mut self.0 {
+            Some(writer) => writer.write(part).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&mut self) -> opendal::Result<()> {
+        if let Some(writer) = &mut self.0 {
+            writer.close().await?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+
+    /// The failure that made us abort is the one to be told; a part that stays is invisible.
+    async fn abort(&mut self) {
+        if let Some(writer) = &mut self.0 {
+            let _ = writer.abort().await;
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let (Some(mut writer), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move { writer.abort().await });
+        }
+    }
 }
 
 /// A file on its way. Dropped before it arrived, it is deleted.
@@ -259,7 +341,7 @@ impl Artifacts for OpendalArtifacts {
                 );
                 return Error::invalid("path", expected).because(error);
             }
-            unavailable(format!("artifact {}", key.path), error)
+            self.unavailable(format!("artifact {}", key.path), error)
         })?;
         incoming.arrived = true;
         sync(touched)
@@ -276,12 +358,12 @@ impl Artifacts for OpendalArtifacts {
         if range.start >= end {
             return Ok(Box::pin(futures::stream::empty()));
         }
-        let path = key.path.clone();
+        let (path, store) = (key.path.clone(), self.store.clone());
         let failed = move |error: opendal::Error| {
             if is_absent(&error) {
                 Error::not_found("artifact", &path)
             } else {
-                unavailable(format!("artifact {path}"), error)
+                unavailable(&store, format!("artifact {path}"), error)
             }
         };
         let at = layout::key(key);
@@ -313,13 +395,16 @@ impl Artifacts for OpendalArtifacts {
                 path: key.path.clone(),
                 bytes: meta.content_length(),
             })),
-            Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(unavailable(format!("artifact {}", key.path), error)),
+            Err(error) if is_absent(&error) => {
+                self.confirm_absent(format!("artifact {}", key.path)).await?;
+                Ok(None)
+            }
+            Err(error) => Err(self.unavailable(format!("artifact {}", key.path), error)),
         }
     }
 
     async fn list(&self, account: AccountId, run: RunId, area: Option<Area>) -> Result<Vec<ArtifactMeta>> {
-        let failed = |error| unavailable(format!("artifacts of run {run}"), error);
+        let failed = |error| self.unavailable(format!("artifacts of run {run}"), error);
         let run_prefix = layout::prefix(account, run, None);
         let lister = self
             .operator
@@ -328,7 +413,7 @@ impl Artifacts for OpendalArtifacts {
             .await;
         let entries = match lister {
             Ok(lister) => lister,
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) if is_absent(&error) && !self.remote => return Ok(Vec::new()),
             Err(error) => return Err(failed(error)),
         };
         let found = entries
@@ -353,7 +438,7 @@ impl Artifacts for OpendalArtifacts {
             .try_filter_map(futures::future::ok);
         let mut found: Vec<ArtifactMeta> = match found.try_collect().await {
             Ok(found) => found,
-            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) if is_absent(&error) && !self.remote => return Ok(Vec::new()),
             Err(error) => return Err(failed(error)),
         };
         found.sort();
@@ -389,8 +474,8 @@ impl Artifacts for OpendalArtifacts {
         for prefix in prefixes {
             match self.operator.delete_with(&prefix).recursive(true).await {
                 Ok(()) => {}
-                Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(unavailable(format!("artifacts of run {run}"), error)),
+                Err(error) if is_absent(&error) && !self.remote => {}
+                Err(error) => return Err(self.unavailable(format!("artifacts of run {run}"), error)),
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! <account>/<run>/steps/<n>/<path>
 //! <account>/<run>/logs/<path>
 //! .incoming/<account>/<run>/<unique>      on its way, where the store can rename
+//! .check/<unique>                         for a moment, while the store is looked at
 //! ```
 //!
 //! A part of a path keeps its text, for people who look into the store, except for what backends trim,
@@ -17,6 +18,9 @@ use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactPath};
 
 /// The longest a part of a key is left; file systems allow 255 bytes, and the `%` is one.
 const PART_LIMIT_BYTES: usize = 200;
+
+/// Where the store is tried out; ends with `/`.
+pub(crate) const CHECK: &str = ".check/";
 
 /// The prefix of a run, or of one of its areas; ends with `/`.
 pub(crate) fn prefix(account: AccountId, run: RunId, area: Option<Area>) -> String {

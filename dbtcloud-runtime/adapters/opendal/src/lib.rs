@@ -1,10 +1,13 @@
 //! dbtcloud's artifacts on any store that [opendal](https://opendal.apache.org) speaks.
 //!
-//! [`OpendalArtifacts`] owns the layout of keys and what a put guarantees; which store it is, and with what
-//! retries and time-outs, is the embedder's choice of [`opendal::Operator`].
+//! [`OpendalArtifacts`] owns the layout of keys and what a put guarantees. Which store it is a URL says, and
+//! [`Options`] with what credentials; or an embedder brings an [`opendal::Operator`] with its own layers.
 
 mod artifacts;
 mod failure;
 mod layout;
+mod place;
+mod transport;
 
 pub use artifacts::OpendalArtifacts;
+pub use place::Options;
