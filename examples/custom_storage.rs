@@ -166,6 +166,10 @@ forward! {
         reads redeemed(run: RunId, attempt: u32) -> bool;
         writes purge(before: Timestamp, limit: u32) -> u64 = format!("before {before}");
     }
+    Wakeups {
+        reads ring(bell: Bell) -> ();
+        reads listen() -> BellStream;
+    }
 }
 
 #[tokio::main]

@@ -19,6 +19,7 @@ mod sessions;
 mod tickets;
 mod vault;
 mod volume;
+mod wakeups;
 
 pub use artifacts::{
     ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange, ByteStream,
@@ -40,15 +41,28 @@ pub use sessions::{NewSession, SessionChange, Sessions};
 pub use tickets::{AgentIdentity, Digest, TicketIssue, Tickets};
 pub use vault::Vault;
 pub use volume::{Mount, Volume, VolumeId};
+pub use wakeups::{Bell, BellStream, Wakeups};
 
 /// All storage ports together, for the builder that is given one storage. No function but a builder may
 /// ask for it: a function asks for the traits it uses.
 pub trait Storage:
-    Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
+    Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Wakeups + Send + Sync + 'static
 {
 }
 
 impl<T> Storage for T where
-    T: Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Send + Sync + 'static
+    T: Catalog
+        + Journal
+        + Leases
+        + Logs
+        + Outbox
+        + Runs
+        + Schedules
+        + Sessions
+        + Tickets
+        + Wakeups
+        + Send
+        + Sync
+        + 'static
 {
 }

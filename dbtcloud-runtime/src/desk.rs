@@ -13,7 +13,7 @@ use dbtcloud_core::catalog::CatalogExt;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{
-    AgentIdentity, Area, ArtifactKey, ArtifactPath, Batch, ByteRange, Digest, Holder, LogChunk,
+    AgentIdentity, Area, ArtifactKey, ArtifactPath, Batch, Bell, ByteRange, Digest, Holder, LogChunk,
 };
 use dbtcloud_core::run::Run;
 use dbtcloud_core::{Error, ErrorKind, Result, failpoint};
@@ -203,11 +203,11 @@ async fn report(State(plane): State<ControlPlane>, headers: HeaderMap, frame: By
         plane.moved(taken.before, &taken.run);
     }
     if ack.status.is_terminal() {
-        plane.ring_queue();
+        plane.ring(Bell::Queue);
     }
-    plane.ring_report();
+    plane.ring(Bell::Reports);
     if event.is_some() {
-        plane.ring_outbox();
+        plane.ring(Bell::Outbox);
     }
     Ok(Json(ReportAck {
         number: ack.number,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dbtcloud_core::ports::{
-    ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunPatch, TicketIssue, Workload, WorkloadLimits,
+    Bell, ExecutionId, ExecutionSpec, Exit, Observation, RunChange, RunPatch, TicketIssue, Workload, WorkloadLimits,
 };
 use dbtcloud_core::run::{Run, RunEvent, RunStatus};
 use dbtcloud_core::{ErrorKind, Result, failpoint};
@@ -219,9 +219,9 @@ async fn change(plane: &ControlPlane, driven: &Driven, run: &Run, event: RunEven
     if changed.updated_at == now {
         plane.moved(run.status, &changed);
     }
-    plane.ring_report();
-    plane.ring_queue();
-    plane.ring_outbox();
+    plane.ring(Bell::Reports);
+    plane.ring(Bell::Queue);
+    plane.ring(Bell::Outbox);
     Ok(Next::Keep)
 }
 

@@ -20,6 +20,7 @@ pub mod protocol;
 pub mod scheduler;
 pub mod trace;
 pub mod vault;
+mod wakeups;
 
 pub use blueprint::Blueprint;
 pub use config::{AgentLaunch, Config};

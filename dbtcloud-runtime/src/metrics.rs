@@ -177,6 +177,10 @@ pub struct Metrics {
     pub artifact_failures: Counter,
     /// Reports of agents that were refused as overtaken.
     pub fenced_reports: Counter,
+    /// Whether the bells of other processes are heard: 1 or 0.
+    pub wakeups_listening: Gauge,
+    /// How often they could not be heard any more, or not yet.
+    pub wakeups_lost: Counter,
     /// Changes of runs' statuses that a consumer was told of.
     pub deliveries: Counter,
     /// Tries to tell one that failed.

@@ -11,7 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use dbtcloud_core::ports::{Consumer, Delivery};
+use dbtcloud_core::ports::{Bell, Consumer, Delivery};
 use dbtcloud_core::{ErrorKind, Result, Timestamp, failpoint};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ pub trait Consume: Send + Sync {
 
 /// Delivers to one consumer until `shutdown`.
 pub(crate) async fn run(plane: &ControlPlane, consumer: Consumer, shutdown: &CancellationToken) {
-    let mut bell = plane.outbox_bell();
+    let mut bell = plane.bell(Bell::Outbox);
     while !shutdown.is_cancelled() {
         bell.mark_unchanged();
         let pause = match AssertUnwindSafe(deliver(plane, consumer)).catch_unwind().await {

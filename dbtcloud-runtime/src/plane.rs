@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Consumer, Executor, Journal, Leases, Logs, Outbox, Owner, Runs, Schedules, Sessions,
-    Storage, Tickets, Vault, Volume,
+    Artifacts, Bell, Catalog, Clock, Consumer, Executor, Journal, Leases, Logs, Outbox, Owner, Runs, Schedules,
+    Sessions, Storage, Tickets, Vault, Volume, Wakeups,
 };
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use live::{LiveCursor, LiveEvent};
@@ -26,7 +26,8 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::outbox::{Consume, Follow};
 use crate::trace::{self, Tracer, log_span};
-use crate::{cleanup, desk, outbox, scheduler};
+use crate::wakeups::Bells;
+use crate::{cleanup, desk, outbox, scheduler, wakeups};
 
 /// Which loops a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,12 +84,7 @@ struct Shared {
     vault: Option<Arc<dyn Vault>>,
     clock: Arc<dyn Clock>,
     config: Config,
-    /// Rung when the queue may have changed. It says *look*, never what happened.
-    queue_bell: Notify,
-    /// Counts reports that were taken in, for live tails. It too only says *look*.
-    report_bell: watch::Sender<u64>,
-    /// Rung when a run's status changed. It too only says *look*.
-    outbox_bell: watch::Sender<u64>,
+    bells: Bells,
     consumers: BTreeMap<Consumer, Arc<dyn Consume>>,
     metrics: Metrics,
     tracer: Option<Arc<dyn Tracer>>,
@@ -178,9 +174,7 @@ impl ControlPlane {
                 vault: None,
                 clock: Arc::new(SystemClock),
                 config,
-                queue_bell: Notify::new(),
-                report_bell: watch::channel(0).0,
-                outbox_bell: watch::channel(0).0,
+                bells: Bells::default(),
                 consumers: BTreeMap::from([(Consumer::Follow, Arc::new(Follow) as Arc<dyn Consume>)]),
                 metrics: Metrics::default(),
                 tracer: None,
@@ -315,32 +309,29 @@ impl ControlPlane {
         Owner::new(self.shared.config.instance.clone())
     }
 
-    pub(crate) fn ring_queue(&self) {
-        self.shared.queue_bell.notify_one();
+    /// Bells between processes. [`ControlPlane::ring`] rings here and there.
+    pub fn wakeups(&self) -> &dyn Wakeups {
+        &*self.shared.storage
     }
 
-    pub(crate) async fn queue_rung(&self) {
-        self.shared.queue_bell.notified().await;
+    /// Rings a bell: in this process at once, in the others soon, while [`ControlPlane::run`] runs. It says
+    /// *look*, never what happened, and is called after the change that there is to see.
+    pub fn ring(&self, bell: Bell) {
+        self.shared.bells.ring(bell);
     }
 
-    pub(crate) fn ring_report(&self) {
-        self.shared
-            .report_bell
-            .send_modify(|count| *count = count.wrapping_add(1));
+    /// Changes whenever the bell rang, here or elsewhere. Whoever waits for it also polls.
+    pub fn bell(&self, bell: Bell) -> watch::Receiver<u64> {
+        self.shared.bells.receiver(bell)
     }
 
-    pub(crate) fn report_bell(&self) -> watch::Receiver<u64> {
-        self.shared.report_bell.subscribe()
+    /// Why this process does not hear the bells of others, while it should. It polls all the same.
+    pub fn wakeups_fault(&self) -> Option<String> {
+        self.shared.bells.fault()
     }
 
-    pub(crate) fn ring_outbox(&self) {
-        self.shared
-            .outbox_bell
-            .send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    pub(crate) fn outbox_bell(&self) -> watch::Receiver<u64> {
-        self.shared.outbox_bell.subscribe()
+    pub(crate) fn bells(&self) -> &Bells {
+        &self.shared.bells
     }
 
     pub(crate) fn consumer(&self, consumer: Consumer) -> Option<&dyn Consume> {
@@ -383,6 +374,8 @@ impl ControlPlane {
     /// None today: a loop that fails is logged and begins again.
     pub async fn run(&self, roles: Roles, shutdown: CancellationToken) -> Result<()> {
         let mut loops = tokio::task::JoinSet::new();
+        let (plane, token) = (self.clone(), shutdown.clone());
+        loops.spawn(async move { wakeups::run(&plane, &token).await });
         if roles.scheduler {
             let (plane, shutdown) = (self.clone(), shutdown.clone());
             loops.spawn(async move { scheduler::run(&plane, &shutdown).await });

@@ -12,7 +12,7 @@ use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{AccountId, EnvironmentId, RunId};
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::{Claimed, Fence, Fired, Firing, ScheduleEntry};
+use dbtcloud_core::ports::{Bell, Claimed, Fence, Fired, Firing, ScheduleEntry};
 use dbtcloud_core::run::{CauseCategory, Limits, Request, Run, Trigger, admit};
 use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 use futures::{FutureExt, StreamExt};
@@ -37,7 +37,9 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 /// Runs ticks until `shutdown`, then gives up its leases.
 pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
     let mut scheduler = Scheduler::new(plane.clone());
+    let mut bell = plane.bell(Bell::Queue);
     while !shutdown.is_cancelled() {
+        bell.mark_unchanged();
         let ticked = AssertUnwindSafe(scheduler.tick()).catch_unwind().await;
         let failed = match ticked {
             Ok(Ok(_)) => false,
@@ -56,7 +58,7 @@ pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
         plane.clock().sleep(TICK_GAP).await;
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = plane.queue_rung(), if !failed => {}
+            _ = bell.changed(), if !failed => {}
             () = plane.clock().sleep(pause) => {}
         }
     }

@@ -18,6 +18,8 @@ pub struct Component {
     pub name: &'static str,
     /// What is wrong with it; nothing when absent.
     pub fault: Option<String>,
+    /// Whether the server is not ready without it. Otherwise it is only slower.
+    pub vital: bool,
 }
 
 /// Whether a server can do its work now.
@@ -47,17 +49,31 @@ impl Readiness {
             Component {
                 name,
                 fault: error.map(|error| error.to_string()),
+                vital: true,
             }
         };
+        // Told by the loop that listens, where there is one; without wake-ups the loops poll.
+        let wakeups = Component {
+            name: "wakeups",
+            fault: plane
+                .wakeups_fault()
+                .map(|fault| format!("degraded: polling every {:?}; {fault}", plane.config().poll)),
+            vital: false,
+        };
         Self {
-            components: vec![component("database", database), component("artifacts", artifacts)],
+            components: vec![
+                component("database", database),
+                component("artifacts", artifacts),
+                wakeups,
+            ],
             scheduler_idle_seconds: (ticked > 0).then_some(idle.as_secs()),
         }
     }
 
-    /// Whether all of them answer.
+    /// Whether all that are vital answer.
     pub fn is_ready(&self) -> bool {
-        self.components.iter().all(|component| component.fault.is_none())
+        let fine = |component: &Component| component.fault.is_none() || !component.vital;
+        self.components.iter().all(fine)
     }
 }
 
@@ -66,7 +82,7 @@ pub(crate) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// 200 when everything answers, 503 with the reasons otherwise.
+/// 200 when everything vital answers, 503 with the reasons otherwise.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let readiness = Readiness::of(&app.plane).await;
     let status = if readiness.is_ready() {

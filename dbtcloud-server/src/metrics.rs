@@ -270,6 +270,16 @@ fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> 
             counts(&["kind"], &plane.cleanup_deleted),
         ),
         (
+            "wakeups_listening",
+            "Whether the bells of other processes are heard",
+            Level(&plane.wakeups_listening),
+        ),
+        (
+            "wakeups_lost",
+            "How often the bells of other processes could not be heard any more",
+            Count(&plane.wakeups_lost),
+        ),
+        (
             "leader",
             "Leases: 1 while this process holds it",
             levels(&["lease"], &plane.leader),

@@ -16,6 +16,7 @@ mod state;
 mod tickets;
 mod vault;
 mod volume;
+mod wakeups;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +44,7 @@ use state::State;
 #[derive(Clone, Default)]
 pub struct MemoryStorage {
     state: Arc<Mutex<State>>,
+    bells: wakeups::Bells,
 }
 
 impl MemoryStorage {

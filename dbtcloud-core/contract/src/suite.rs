@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use dbtcloud_core::ports::{
     Artifacts, Catalog, Clock, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage, Tickets, Volume,
+    Wakeups,
 };
 
 /// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
@@ -64,6 +65,7 @@ pub mod takeover;
 pub mod tickets;
 pub mod vault;
 pub mod volume;
+pub mod wakeups;
 
 /// What a case is run on, and what must live as long as it does (a temporary directory, a database).
 pub struct Subject<T> {
@@ -144,6 +146,8 @@ pub struct Stores {
     pub sessions: Arc<dyn Sessions>,
     /// Its tickets.
     pub tickets: Arc<dyn Tickets>,
+    /// Its bells.
+    pub wakeups: Arc<dyn Wakeups>,
 }
 
 impl Stores {
@@ -158,7 +162,8 @@ impl Stores {
             runs: storage.clone(),
             schedules: storage.clone(),
             sessions: storage.clone(),
-            tickets: storage,
+            tickets: storage.clone(),
+            wakeups: storage,
         }
     }
 }
@@ -216,6 +221,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("sessions", sessions::CASES),
         ("takeover", takeover::CASES),
         ("tickets", tickets::CASES),
+        ("wakeups", wakeups::CASES),
     ];
     suites
         .into_iter()
@@ -280,6 +286,9 @@ macro_rules! storage_suite {
             }
             mod tickets {
                 $crate::tickets_cases!(super::factory, $([$meta])*);
+            }
+            mod wakeups {
+                $crate::wakeups_cases!(super::factory, $([$meta])*);
             }
         }
     };

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use dbtcloud_core::catalog::{CatalogExt, Entity, Query, Record};
 use dbtcloud_core::job::{FAILURES_TO_DEACTIVATE, Job};
 use dbtcloud_core::page::PAGE_LIMIT;
-use dbtcloud_core::ports::{Delivery, RunFilter};
+use dbtcloud_core::ports::{Bell, Delivery, RunFilter};
 use dbtcloud_core::run::{CauseCategory, Outcome, Request, Run, RunStatus, Trigger};
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
 
@@ -83,7 +83,7 @@ async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()
     match request.compose() {
         Ok(new) => {
             plane.runs().enqueue(&new, now).await?;
-            plane.ring_queue();
+            plane.ring(Bell::Queue);
         }
         Err(error) => {
             tracing::warn!(job = %job.id, error = %error.chain(), "chained job cannot be started");

@@ -4,7 +4,7 @@ use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::ScheduleEntry;
+use dbtcloud_core::ports::{Bell, ScheduleEntry};
 use dbtcloud_core::project::Project;
 use dbtcloud_core::{Error, ErrorKind, Result};
 
@@ -54,7 +54,7 @@ impl ControlPlane {
             next_at,
         };
         self.schedules().put(&entry, now).await?;
-        self.ring_queue();
+        self.ring(Bell::Queue);
         Ok(())
     }
 

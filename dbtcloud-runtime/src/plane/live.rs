@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::Event;
+use dbtcloud_core::ports::{Bell, Event};
 use dbtcloud_core::{Error, Result};
 use futures::Stream;
 
@@ -131,7 +131,7 @@ impl Follower {
     }
 
     async fn next(mut self) -> Result<Option<(LiveEvent, Self)>> {
-        let mut bell = self.plane.report_bell();
+        let mut bell = self.plane.bell(Bell::Reports);
         loop {
             if let Some(event) = self.pending.pop_front() {
                 return Ok(Some((event, self)));

@@ -5,7 +5,7 @@ use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::{Area, RunFilter, RunSort};
+use dbtcloud_core::ports::{Area, Bell, RunFilter, RunSort};
 use dbtcloud_core::run::{CauseCategory, Request, Run, RunStatus, StepStatus, Trigger};
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
 
@@ -77,7 +77,7 @@ impl ControlPlane {
             due_at: now,
         };
         let run = self.runs().enqueue(&request.compose()?, now).await?.into_run();
-        self.ring_queue();
+        self.ring(Bell::Queue);
         Ok(run)
     }
 
@@ -94,9 +94,9 @@ impl ControlPlane {
         if run.finished_at == Some(now) {
             self.moved(RunStatus::Queued, &run);
         }
-        self.ring_queue();
-        self.ring_report();
-        self.ring_outbox();
+        self.ring(Bell::Queue);
+        self.ring(Bell::Reports);
+        self.ring(Bell::Outbox);
         Ok(run)
     }
 
@@ -250,7 +250,7 @@ impl ControlPlane {
     /// # Errors
     /// `NotFound`. Cancellation-safe.
     pub async fn wait(&self, account: AccountId, run: RunId) -> Result<Run> {
-        let mut bell = self.report_bell();
+        let mut bell = self.bell(Bell::Reports);
         loop {
             let current = self.runs().get(account, run).await?;
             if current.status.is_terminal() {

@@ -5,7 +5,7 @@ use dbtcloud_tests::scrape::Scrape;
 use crate::stage::Played;
 
 /// What users were promised: name and type. `docs/observe.md` explains them.
-const PROMISED: [(&str, &str); 23] = [
+const PROMISED: [(&str, &str); 25] = [
     ("dbtcloud_runs", "counter"),
     ("dbtcloud_runs_in_progress", "gauge"),
     ("dbtcloud_run_queue_depth", "gauge"),
@@ -28,6 +28,8 @@ const PROMISED: [(&str, &str); 23] = [
     ("dbtcloud_http_request_duration_seconds", "histogram"),
     ("dbtcloud_db_pool_connections", "gauge"),
     ("dbtcloud_cleanup_deleted", "counter"),
+    ("dbtcloud_wakeups_listening", "gauge"),
+    ("dbtcloud_wakeups_lost", "counter"),
     ("dbtcloud_leader", "gauge"),
 ];
 /// Labels that would have no bound.

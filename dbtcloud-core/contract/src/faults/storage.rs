@@ -8,9 +8,9 @@ use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
-    Ack, AgentIdentity, Batch, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence, Fired, Firing,
-    Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter, RunState, Runs,
-    ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets,
+    Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence,
+    Fired, Firing, Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter, RunState,
+    Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Wakeups,
 };
 use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -24,6 +24,7 @@ use crate::suite::Stores;
 pub struct FaultyStorage {
     stores: Stores,
     faults: Arc<Faults>,
+    deaf: bool,
 }
 
 impl FaultyStorage {
@@ -32,6 +33,15 @@ impl FaultyStorage {
         Self {
             stores: Stores::of(storage),
             faults,
+            deaf: false,
+        }
+    }
+
+    /// Wraps a storage whose calls go right, but for its bells, which nobody ever hears.
+    pub fn deaf(storage: Arc<impl Storage>) -> Self {
+        Self {
+            deaf: true,
+            ..Self::new(storage, Arc::new(Faults::new(0, super::Rates::CALM)))
         }
     }
 }
@@ -375,6 +385,27 @@ impl Tickets for FaultyStorage {
     async fn purge(&self, before: Timestamp, limit: u32) -> Result<u64> {
         self.faults
             .strike("tickets.purge", true, || self.stores.tickets.purge(before, limit))
+            .await
+    }
+}
+
+#[async_trait]
+impl Wakeups for FaultyStorage {
+    async fn ring(&self, bell: Bell) -> Result<()> {
+        if self.deaf {
+            return Ok(());
+        }
+        self.faults
+            .strike("wakeups.ring", true, || self.stores.wakeups.ring(bell))
+            .await
+    }
+
+    async fn listen(&self) -> Result<BellStream> {
+        if self.deaf {
+            return Ok(Box::pin(futures::stream::pending()));
+        }
+        self.faults
+            .strike("wakeups.listen", true, || self.stores.wakeups.listen())
             .await
     }
 }

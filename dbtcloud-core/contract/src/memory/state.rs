@@ -61,11 +61,13 @@ pub enum Mutation {
     OfferTwice,
     /// Deliveries of one run are offered side by side.
     IgnoreOrder,
+    /// Every bell rings as the first one.
+    MixBells,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -89,6 +91,7 @@ impl Mutation {
         Self::ForgetConsumers,
         Self::OfferTwice,
         Self::IgnoreOrder,
+        Self::MixBells,
     ];
 }
 

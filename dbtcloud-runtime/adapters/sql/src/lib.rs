@@ -34,6 +34,7 @@ mod schedules;
 mod sessions;
 mod storage;
 mod tickets;
+mod wakeups;
 
 pub use engine::{Engine, Options};
 pub use runs::Caller;

@@ -42,7 +42,11 @@ pub(crate) enum Database {
     /// SQLite has one writer at a time: a pool of one queues writers here, fairly, and not by polling
     /// inside SQLite. Readers see the last commit (WAL) and never wait.
     #[cfg(feature = "sqlite")]
-    Sqlite { writer: SqlitePool, readers: SqlitePool },
+    Sqlite {
+        writer: SqlitePool,
+        readers: SqlitePool,
+        bells: crate::wakeups::Bells,
+    },
 }
 
 impl Database {
@@ -116,7 +120,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => counted(pool.size(), pool.num_idle()),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { writer, readers } => {
+            Self::Sqlite { writer, readers, .. } => {
                 counted(writer.size() + readers.size(), writer.num_idle() + readers.num_idle())
             }
         }
@@ -127,7 +131,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => pool.close().await,
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { writer, readers } => {
+            Self::Sqlite { writer, readers, .. } => {
                 // Readers first: the last connection to close writes the WAL back.
                 readers.close().await;
                 writer.close().await;
@@ -320,5 +324,9 @@ async fn connect_sqlite(url: &str, options: &Options) -> Result<Database> {
         let reading = connect.pragma("query_only", "1");
         fixed().max_connections(options.pool_size()).connect_lazy_with(reading)
     };
-    Ok(Database::Sqlite { writer, readers })
+    Ok(Database::Sqlite {
+        writer,
+        readers,
+        bells: Default::default(),
+    })
 }
