@@ -43,7 +43,7 @@ pub use invoke::SESSIONS_LIMIT;
 pub use redact::{ARTIFACT_SECRET_MIN_CHARS, MASK, SECRET_MIN_CHARS};
 pub use reporter::{COALESCE, HEARTBEAT, ITEM_LIMIT, MESSAGE_LIMIT_BYTES};
 pub use spool::{DISK_LIMIT_BYTES, MEMORY_LIMIT_BYTES, SEGMENT_BYTES};
-pub use uplink::{ANSWER_LIMIT, BACKOFF, CONNECT_LIMIT, REDEEM_LIMIT, Server, TRANSFER_LIMIT};
+pub use uplink::{ANSWER_LIMIT, BACKOFF, REDEEM_LIMIT, Server, TRANSFER_LIMIT};
 
 use artifacts::Uploads;
 use dbt::FromEngine;
@@ -88,6 +88,8 @@ pub struct AgentConfig {
     pub ticket: Secret,
     /// Where the control plane is.
     pub server: Server,
+    /// Authorities that vouch for a control plane that speaks TLS, PEM; those of the machine when absent.
+    pub server_ca: Option<PathBuf>,
     /// Scratch space of this execution; what the agent puts there is removed at the end.
     pub work_dir: PathBuf,
     /// Shared by the executions of the host: git mirrors, dbt environments, parse states, warm parents.
@@ -113,7 +115,8 @@ impl AgentConfig {
     /// | variable | |
     /// |---|---|
     /// | `DBTCLOUD_TICKET` | the ticket |
-    /// | `DBTCLOUD_SERVER` | `unix:/path` or `http://host:port` |
+    /// | `DBTCLOUD_SERVER` | `unix:/path`, `http://host:port` or `https://host:port` |
+    /// | `DBTCLOUD_SERVER_CA` | PEM file of the authorities that vouch for it |
     /// | `DBTCLOUD_WORK_DIR` | scratch space of this execution, absolute |
     /// | `DBTCLOUD_CACHE_DIR` | shared on the host, absolute |
     /// | `DBTCLOUD_UV` | `uv`; looked for on `PATH` when absent |
@@ -157,6 +160,7 @@ impl AgentConfig {
         Ok(Some(Self {
             ticket: Secret::new(ticket),
             server,
+            server_ca: vars.remove("DBTCLOUD_SERVER_CA").map(PathBuf::from),
             work_dir: work_dir.into(),
             cache_dir: cache_dir.into(),
             uv,
@@ -286,7 +290,7 @@ async fn run_with(
     told: impl Future<Output = ()>,
     disk_limit: u64,
 ) -> Result<AgentExit> {
-    let uplink = Uplink::new(&config.server)?;
+    let uplink = Uplink::new(&config.server, config.server_ca.as_deref())?;
     let plan = match uplink.redeem(&config.ticket).await {
         Ok(plan) => Arc::new(plan),
         Err(error) if error.kind() == ErrorKind::Fenced => return Ok(AgentExit::Fenced),

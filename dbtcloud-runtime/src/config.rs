@@ -10,7 +10,7 @@ pub struct AgentLaunch {
     /// Program and arguments of the agent role: the `dbtcloud` binary with `agent`, or the embedder's own
     /// program, which hands over to [`crate::agent::main`].
     pub command: Vec<String>,
-    /// Where agents reach the control plane: `unix:/path` or `http://host:port`.
+    /// Where agents reach the control plane: `unix:/path`, `http://host:port` or `https://host:port`.
     pub server: String,
     /// Scratch space; every execution has a folder of its own in it.
     pub work_dir: PathBuf,

@@ -2,6 +2,8 @@
 //!
 //! It trusts nothing but a ticket and the key bound to it, and it writes by the agent's fence alone.
 
+pub(crate) mod door;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -103,24 +105,6 @@ fn about(account: AccountId, run: RunId, job: Option<JobId>) {
     if let Some(job) = job {
         span.record("job_id", job.get());
     }
-}
-
-/// Opens the agents' unix socket. What an earlier process left there is replaced.
-///
-/// # Errors
-/// `Unavailable`, with the path.
-pub(crate) async fn listen(path: &std::path::Path) -> Result<tokio::net::UnixListener> {
-    let cannot = |error: std::io::Error| {
-        Error::unavailable(format!("agents' socket {} cannot be opened", path.display())).because(error)
-    };
-    match tokio::fs::remove_file(path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(cannot(error)),
-        _ => {}
-    }
-    let listener = tokio::net::UnixListener::bind(path).map_err(cannot)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    tokio::fs::set_permissions(path, mode).await.map_err(cannot)?;
-    Ok(listener)
 }
 
 /// SHA-256, as storage keeps tickets and keys.

@@ -10,6 +10,7 @@ pub mod cleanup;
 pub mod clock;
 pub mod config;
 mod desk;
+pub mod dial;
 mod driver;
 pub mod engine;
 pub mod metrics;

@@ -351,14 +351,14 @@ impl ControlPlane {
         let shutdown = CancellationToken::new();
         let door = match self.config().agent.server.strip_prefix("unix:") {
             Some(path) => {
-                let listener = desk::listen(std::path::Path::new(path)).await?;
-                let (router, shutdown) = (self.agent_router(), shutdown.clone());
-                Some(tokio::spawn(async move {
-                    let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
-                    if let Err(error) = served.await {
-                        tracing::error!(%error, "the agents' door closed");
-                    }
-                }))
+                let path = std::path::PathBuf::from(path);
+                let door = desk::door::open(&path)?;
+                Some(tokio::spawn(desk::door::serve(
+                    path,
+                    door,
+                    self.agent_router(),
+                    shutdown.clone(),
+                )))
             }
             None => None,
         };

@@ -45,7 +45,7 @@ fn deadline() -> Instant {
 }
 
 async fn uplink(plane: &Plane) -> Uplink {
-    let uplink = Uplink::new(&plane.server().parse().unwrap()).unwrap();
+    let uplink = Uplink::new(&plane.server().parse().unwrap(), None).unwrap();
     // There is no plan; the key is bound all the same.
     let ticket = Secret::new("ticket");
     let redeem = uplink.redeem(&ticket);

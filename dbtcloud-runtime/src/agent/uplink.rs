@@ -1,4 +1,4 @@
-//! The agent's side of [`crate::protocol`]: one HTTP client, over a unix socket or TCP.
+//! The agent's side of [`crate::protocol`]: one HTTP client, over a unix socket, TCP or TLS.
 //!
 //! It says what the control plane answered and how to wait before asking again; whether to ask again is decided by
 //! whoever calls.
@@ -7,19 +7,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderValue, Method, Request, Response};
+use bytes::Bytes;
 use dbtcloud_core::secret::Secret;
 use dbtcloud_core::{Error, ErrorKind, Result};
-use futures::StreamExt as _;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use rand::Rng as _;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use url::Url;
 
+use crate::dial::{Client, Dialer};
 use crate::protocol::{Redeem, Refusal, Report, ReportAck, RunPlan, Stored, kind_of};
 
-/// How long a connection may take to come about.
-pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The longest answer that is read whole.
+const ANSWER_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// How long an answer to a report or a redemption may take.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long one transfer of a file may take.
@@ -38,14 +43,19 @@ const KEY_BYTES: usize = 32;
 pub enum Server {
     /// A unix socket.
     Unix(PathBuf),
-    /// An address, `http://host:port`.
+    /// An address, `http://host:port` or `https://host:port`, maybe with a path.
     Http(Url),
 }
 
 impl std::str::FromStr for Server {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::invalid("DBTCLOUD_SERVER", "expected unix:/path or http://host:port");
+        let bad = || {
+            Error::invalid(
+                "DBTCLOUD_SERVER",
+                "expected unix:/path, http://host:port or https://host:port",
+            )
+        };
         if let Some(path) = text.strip_prefix("unix:") {
             let path = PathBuf::from(path);
             return if path.is_absolute() {
@@ -55,7 +65,7 @@ impl std::str::FromStr for Server {
             };
         }
         match Url::parse(text) {
-            Ok(url) if url.scheme() == "http" && url.has_host() => Ok(Self::Http(url)),
+            Ok(url) if ["http", "https"].contains(&url.scheme()) && url.has_host() => Ok(Self::Http(url)),
             _ => Err(bad()),
         }
     }
@@ -82,42 +92,35 @@ impl Backoff {
 /// A connection to the control plane, by the agent's own key. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Uplink {
-    client: reqwest::Client,
+    client: Client,
     base: Url,
     key: Arc<Secret>,
     bearer: HeaderValue,
 }
 
-fn unreachable(error: reqwest::Error) -> Error {
-    // The URL says nothing that the message does not.
-    Error::unavailable("control plane did not answer").because(error.without_url())
+fn unreachable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::unavailable("control plane did not answer").because(error)
+}
+
+fn late(_: tokio::time::error::Elapsed) -> Error {
+    Error::unavailable("control plane did not answer in time")
 }
 
 impl Uplink {
-    /// A client with a fresh key of its own. Nothing is sent yet.
-    pub(super) fn new(server: &Server) -> Result<Self> {
-        let mut builder = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_LIMIT)
-            .pool_idle_timeout(Duration::from_secs(30));
-        let base = match server {
-            Server::Unix(path) => {
-                builder = builder.unix_socket(path.as_path());
-                Url::parse("http://control-plane/")
-            }
-            Server::Http(url) => Ok(url.clone()),
-        }
-        .map_err(|e| Error::invalid("DBTCLOUD_SERVER", "expected an address").because(e))?;
-        let client = builder
-            .build()
-            .map_err(|e| Error::unavailable("HTTP client cannot be set up").because(e))?;
+    /// A client with a fresh key of its own. Nothing is sent yet. `ca` vouches for a server that speaks TLS.
+    pub(super) fn new(server: &Server, ca: Option<&Path>) -> Result<Self> {
+        let (dialer, base) = match server {
+            Server::Unix(path) => (Dialer::unix(path), Url::parse("http://control-plane/")),
+            Server::Http(url) if url.scheme() == "https" => (Dialer::secure(ca)?, Ok(url.clone())),
+            Server::Http(url) => (Dialer::plain(), Ok(url.clone())),
+        };
+        let base = base.map_err(|e| Error::invalid("DBTCLOUD_SERVER", "expected an address").because(e))?;
         let key = Secret::new(hex::encode(rand::random::<[u8; KEY_BYTES]>()));
         let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.expose()))
             .map_err(|e| Error::invalid("key", "expected visible characters").because(e))?;
         bearer.set_sensitive(true);
         Ok(Self {
-            client,
+            client: dialer.client(),
             base,
             key: Arc::new(key),
             bearer,
@@ -134,6 +137,53 @@ impl Uplink {
         Ok(url)
     }
 
+    /// A request to `parts` below `/agent/v1`, with the agent's key.
+    fn request(&self, method: Method, parts: &[&str], body: Body) -> Result<Request<Body>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(self.url(parts)?.as_str())
+            .body(body)
+            .map_err(|e| Error::invalid("DBTCLOUD_SERVER", "expected an address").because(e))?;
+        request.headers_mut().insert(AUTHORIZATION, self.bearer.clone());
+        Ok(request)
+    }
+
+    /// The answer to a request, if it is a success. What does not come from the control plane's own door (a load
+    /// balancer's page, for example) is no answer.
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+        let response = self.client.request(request).await.map_err(unreachable)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = Limited::new(response.into_body(), REFUSAL_LIMIT_BYTES).collect().await;
+        let refusal = body
+            .ok()
+            .and_then(|body| serde_json::from_slice::<Refusal>(&body.to_bytes()).ok());
+        Err(match refusal {
+            Some(refusal) => Error::new(kind_of(status.as_u16()), refusal.message),
+            None => Error::unavailable(format!("control plane answered {status} without a reason")),
+        })
+    }
+
+    /// Sends a request once and reads what it was answered, all within `limit`.
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        request: Request<Body>,
+        limit: Duration,
+        what: &'static str,
+    ) -> Result<T> {
+        let read = async {
+            let body = Limited::new(self.answer(request).await?.into_body(), ANSWER_LIMIT_BYTES);
+            Ok::<_, Error>(body.collect().await.map_err(unreachable)?.to_bytes())
+        };
+        let body = tokio::time::timeout(limit, read).await.map_err(late)??;
+        serde_json::from_slice(&body).map_err(|e| {
+            // An answer of another version, or none of ours: later there may be a better one.
+            Error::new(ErrorKind::Unavailable, format!("control plane's {what} cannot be read")).because(e)
+        })
+    }
+
     /// Trades the ticket for the plan, again and again with the same key until there is an answer.
     ///
     /// # Errors
@@ -143,13 +193,16 @@ impl Uplink {
             ticket: ticket.expose().to_owned(),
             key: self.key.expose().to_owned(),
         };
-        let url = self.url(&["redeem"])?;
+        let ask =
+            serde_json::to_vec(&ask).map_err(|e| Error::invalid("ticket", "cannot be written as JSON").because(e))?;
         let deadline = Instant::now() + REDEEM_LIMIT;
         let mut backoff = Backoff::default();
         loop {
-            let request = self.client.post(url.clone()).timeout(ANSWER_LIMIT);
-            let answer = answer(request.json(&ask)).await;
-            match read_json(answer, "plan").await {
+            let mut request = self.request(Method::POST, &["redeem"], ask.clone().into())?;
+            let headers = request.headers_mut();
+            headers.remove(AUTHORIZATION);
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            match self.ask(request, ANSWER_LIMIT, "plan").await {
                 Err(error) if error.retryable() && Instant::now() < deadline => {
                     tracing::warn!(error = %error.chain(), "ticket could not be redeemed yet");
                     backoff.pause().await;
@@ -160,14 +213,9 @@ impl Uplink {
     }
 
     /// Sends a report once.
-    pub(super) async fn report(&self, frame: bytes::Bytes) -> Result<ReportAck> {
-        let request = self
-            .client
-            .post(self.url(&["report"])?)
-            .timeout(ANSWER_LIMIT)
-            .header(AUTHORIZATION, self.bearer.clone())
-            .body(frame);
-        read_json(answer(request).await, "acknowledgement").await
+    pub(super) async fn report(&self, frame: Bytes) -> Result<ReportAck> {
+        let request = self.request(Method::POST, &["report"], frame.into())?;
+        self.ask(request, ANSWER_LIMIT, "acknowledgement").await
     }
 
     /// Sends a file once, to `parts` below `/agent/v1`.
@@ -176,70 +224,33 @@ impl Uplink {
         let open = tokio::fs::File::open(file).await.map_err(cannot)?;
         let bytes = open.metadata().await.map_err(cannot)?.len();
         let stream = tokio_util::io::ReaderStream::with_capacity(open, 64 * 1024);
-        let request = self
-            .client
-            .put(self.url(parts)?)
-            .timeout(TRANSFER_LIMIT)
-            .header(AUTHORIZATION, self.bearer.clone())
-            .header(reqwest::header::CONTENT_LENGTH, bytes)
-            .body(reqwest::Body::wrap_stream(stream));
-        read_json(answer(request).await, "answer").await
+        let mut request = self.request(Method::PUT, parts, Body::from_stream(stream))?;
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+        self.ask(request, TRANSFER_LIMIT, "answer").await
     }
 
     /// Fetches a file of the state into `to`, once. A part of a file is never left behind.
     pub(super) async fn get_state(&self, file: &str, to: &Path) -> Result<()> {
-        let request = self
-            .client
-            .get(self.url(&["state", file])?)
-            .timeout(TRANSFER_LIMIT)
-            .header(AUTHORIZATION, self.bearer.clone());
-        let mut stream = answer(request).await?.bytes_stream();
+        let request = self.request(Method::GET, &["state", file], Body::empty())?;
         let cannot = |e: std::io::Error| Error::corrupt(format!("{} cannot be written", to.display())).because(e);
         let part = to.with_extension("part");
-        let mut out = tokio::fs::File::create(&part).await.map_err(cannot)?;
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(unreachable)?;
-            out.write_all(&piece).await.map_err(cannot)?;
-        }
-        out.flush().await.map_err(cannot)?;
+        let fetch = async {
+            let mut body = self.answer(request).await?.into_body();
+            let mut out = tokio::fs::File::create(&part).await.map_err(cannot)?;
+            while let Some(frame) = body.frame().await {
+                if let Ok(piece) = frame.map_err(unreachable)?.into_data() {
+                    out.write_all(&piece).await.map_err(cannot)?;
+                }
+            }
+            out.flush().await.map_err(cannot)
+        };
+        tokio::time::timeout(TRANSFER_LIMIT, fetch).await.map_err(late)??;
         tokio::fs::rename(&part, to).await.map_err(cannot)
     }
 }
 
-/// The answer to a request, if it is a success. What does not come from the control plane's own door (a load
-/// balancer's page, for example) is no answer.
-async fn answer(request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
-    let response = request.send().await.map_err(unreachable)?;
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let mut body = Vec::new();
-    let mut stream = response.bytes_stream();
-    while let Some(Ok(piece)) = stream.next().await {
-        body.extend_from_slice(&piece);
-        if body.len() > REFUSAL_LIMIT_BYTES {
-            break;
-        }
-    }
-    match serde_json::from_slice::<Refusal>(&body) {
-        Ok(refusal) => Err(Error::new(kind_of(status.as_u16()), refusal.message)),
-        Err(_) => Err(Error::unavailable(format!(
-            "control plane answered {status} without a reason"
-        ))),
-    }
-}
-
-async fn read_json<T: serde::de::DeserializeOwned>(answer: Result<reqwest::Response>, what: &'static str) -> Result<T> {
-    let body = answer?.bytes().await.map_err(unreachable)?;
-    serde_json::from_slice(&body).map_err(|e| {
-        // An answer of another version, or none of ours: later there may be a better one.
-        Error::new(ErrorKind::Unavailable, format!("control plane's {what} cannot be read")).because(e)
-    })
-}
-
 /// A report as it goes over the wire.
-pub(super) fn frame(report: &Report) -> Result<bytes::Bytes> {
+pub(super) fn frame(report: &Report) -> Result<Bytes> {
     report.encode()
 }
 
@@ -254,15 +265,17 @@ mod tests {
             "unix:/run/x.sock".parse::<Server>().unwrap(),
             Server::Unix("/run/x.sock".into())
         );
-        assert!(matches!("http://plane:8080".parse(), Ok(Server::Http(_))));
-        for bad in ["unix:x", "plane:8080", "ftp://x", "https://x", ""] {
+        for url in ["http://plane:8080", "https://plane/behind/a/balancer"] {
+            assert!(matches!(url.parse(), Ok(Server::Http(_))), "{url}");
+        }
+        for bad in ["unix:x", "plane:8080", "ftp://x", ""] {
             assert!(bad.parse::<Server>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn paths_are_kept_in_their_place() {
-        let uplink = Uplink::new(&"http://plane:8080/base/".parse().unwrap()).unwrap();
+        let uplink = Uplink::new(&"http://plane:8080/base/".parse().unwrap(), None).unwrap();
         let url = uplink.url(&["artifacts", "4", "run", "a b?#%2e.sql"]).unwrap();
         assert_eq!(
             url.as_str(),
