@@ -104,6 +104,8 @@ forward! {
         writes acquire(name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Option<u64> =
             format!("lease '{name}' until {until} for {}", owner.as_str());
         writes release(name: &str, owner: &Owner) -> () = format!("lease '{name}' of {}", owner.as_str());
+        reads any_held(prefix: &str, now: Timestamp) -> bool;
+        writes purge(prefix: &str, before: Timestamp, limit: u32) -> u64 = format!("leases '{prefix}' before {before}");
     }
     Logs {
         reads read(account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> LogPage;
@@ -130,6 +132,7 @@ forward! {
         reads steps(account: AccountId, run: RunId) -> Vec<RunStep>;
         reads step(account: AccountId, step: StepId) -> RunStep;
         reads queue(now: Timestamp, per_account: u32) -> QueueSnapshot;
+        reads queue_of(account: AccountId, limit: u32) -> QueueSnapshot;
         reads queued(account: AccountId) -> u64;
         writes claim(owner: &Owner, admissions: &[Admission], now: Timestamp, until: Timestamp) -> Vec<Claimed> =
             format!("{:?} for {}", admissions.iter().map(|one| one.run.get()).collect::<Vec<_>>(), owner.as_str());

@@ -1,16 +1,20 @@
 //! Runs: one execution of a job's commands.
 
 mod compose;
+mod line;
 mod queue;
 mod status;
 mod steps;
+mod wait;
 
 use serde::{Deserialize, Serialize};
 
 pub use compose::Request;
+pub use line::{Host, Line};
 pub use queue::{Admission, Busy, Decision, Limits, QueueSnapshot, WaitReason, Waiting, admit};
 pub use status::{Illegal, RunEvent, RunStatus, StepEvent, StepStatus};
 pub use steps::{StepKind, StepPlan, plan_steps};
+pub use wait::{Wait, WaitCause, explain};
 
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::job::JobType;

@@ -4,6 +4,7 @@ mod jobs;
 mod live;
 mod logs;
 mod trigger;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

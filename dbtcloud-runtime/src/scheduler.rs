@@ -25,8 +25,16 @@ use crate::trace::{self, log_span};
 
 /// Hands that one tick takes at most.
 const DUE_PAGE: u32 = 500;
-/// Waiting runs of one account that one tick looks at.
+/// Waiting runs of one account that one tick looks at, those that take a slot and those that do not apart.
 const WAITING_PER_ACCOUNT: u32 = 200;
+/// What the names of the leases begin with by which schedulers are seen from elsewhere; the instance follows.
+pub(crate) const PRESENCE: &str = "scheduler/";
+/// How long the sign of a scheduler that is gone is kept.
+const PRESENCE_KEPT: Duration = Duration::from_secs(3600);
+/// Signs that are forgotten at one time.
+const PRESENCE_PAGE: u32 = 100;
+/// Accounts whose last turn is remembered.
+const TURNS_LIMIT: usize = 100_000;
 /// Runs that are driven side by side.
 const DRIVE_WIDTH: usize = 16;
 /// The least time between two ticks, so that many bells make few ticks.
@@ -90,6 +98,11 @@ pub(crate) struct Driven {
 pub struct Scheduler {
     plane: ControlPlane,
     driven: BTreeMap<RunId, Driven>,
+    /// Whose turn was when.
+    served: BTreeMap<AccountId, u64>,
+    turn: u64,
+    /// When it last showed that it is there.
+    seen_at: Option<Timestamp>,
 }
 
 impl Scheduler {
@@ -98,6 +111,9 @@ impl Scheduler {
         Self {
             plane,
             driven: BTreeMap::new(),
+            served: BTreeMap::new(),
+            turn: 0,
+            seen_at: None,
         }
     }
 
@@ -106,6 +122,7 @@ impl Scheduler {
     /// # Errors
     /// The first that storage answered; what was done before stays done.
     pub async fn tick(&mut self) -> Result<Tick> {
+        self.show().await?;
         let fired = self.fire_due().await?;
         let lost = self.renew().await?;
         for run in lost {
@@ -220,6 +237,8 @@ impl Scheduler {
         let queued = matches!(fired, Fired::Queued(_));
         if queued {
             self.plane.metrics().dispatch_lag.observe(now.since(seen));
+            // It may have taken the place of another.
+            self.plane.ring(Bell::Outbox);
         }
         Ok(queued)
     }
@@ -281,6 +300,7 @@ impl Scheduler {
         let mut limits = Limits {
             slots: BTreeMap::new(),
             capacity: self.room(),
+            served: self.served.clone(),
         };
         let mut cache = Cache::default();
         for waiting in &snapshot.waiting {
@@ -303,8 +323,35 @@ impl Scheduler {
             metrics.dequeued(&one.run);
         }
         let count = claimed.len();
+        for one in &claimed {
+            self.turn += 1;
+            self.served.insert(one.run.new.account, self.turn);
+        }
+        if self.served.len() > TURNS_LIMIT {
+            let old = self.turn.saturating_sub(TURNS_LIMIT as u64 / 2);
+            self.served.retain(|_, turn| *turn > old);
+        }
         self.take(claimed);
         Ok(count)
+    }
+
+    /// Shows from time to time that it is there, and forgets others that are gone.
+    async fn show(&mut self) -> Result<()> {
+        let (now, lease) = (self.plane.clock().now(), self.plane.config().lease);
+        if self.seen_at.is_some_and(|seen| now.since(seen) < lease / 3) {
+            return Ok(());
+        }
+        let leases = self.plane.leases();
+        leases
+            .acquire(&self.presence(), &self.plane.owner(), now, now.plus(lease * 2))
+            .await?;
+        leases.purge(PRESENCE, now.minus(PRESENCE_KEPT), PRESENCE_PAGE).await?;
+        self.seen_at = Some(now);
+        Ok(())
+    }
+
+    fn presence(&self) -> String {
+        format!("{PRESENCE}{}", self.plane.config().instance)
     }
 
     fn room(&self) -> usize {
@@ -357,6 +404,11 @@ impl Scheduler {
     pub async fn retire(&mut self) {
         let fences: Vec<Fence> = self.driven.values().map(|driven| driven.fence).collect();
         self.driven.clear();
+        if self.seen_at.take().is_some()
+            && let Err(error) = self.plane.leases().release(&self.presence(), &self.plane.owner()).await
+        {
+            tracing::warn!(error = %error.chain(), "the sign of this scheduler could not be taken away; it expires");
+        }
         if fences.is_empty() {
             return;
         }

@@ -51,6 +51,7 @@ pub mod clock;
 pub mod executor;
 pub mod journal;
 pub mod leases;
+pub mod lines;
 pub mod listing;
 pub mod logs;
 pub mod model;
@@ -211,6 +212,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("changes", changes::CASES),
         ("journal", journal::CASES),
         ("leases", leases::CASES),
+        ("lines", lines::CASES),
         ("listing", listing::CASES),
         ("logs", logs::CASES),
         ("outbox", outbox::CASES),
@@ -256,6 +258,9 @@ macro_rules! storage_suite {
             }
             mod leases {
                 $crate::leases_cases!(super::factory, $([$meta])*);
+            }
+            mod lines {
+                $crate::lines_cases!(super::factory, $([$meta])*);
             }
             mod listing {
                 $crate::listing_cases!(super::factory, $([$meta])*);

@@ -10,7 +10,10 @@ use dbtcloud_contract::memory::{ManualClock, MemoryStorage, Script, ScriptedExec
 use dbtcloud_contract::suite::executor::plain_spec;
 use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId};
-use dbtcloud_core::ports::{Clock, ExecutionId, Executor, Fired, Firing, Observation, Runs, ScheduleEntry, Schedules};
+use dbtcloud_core::page::Page;
+use dbtcloud_core::ports::{
+    Clock, ExecutionId, Executor, Fired, Firing, Observation, RunFilter, Runs, ScheduleEntry, Schedules,
+};
 use dbtcloud_core::run::{CauseCategory, NewRun, RunSpec, Trigger};
 use dbtcloud_core::time::Timestamp;
 
@@ -122,7 +125,12 @@ async fn every_instant_fires_once_through_all_faults() {
             let _: Result<Fired> = storage.fire(&firing, seen).await;
         }
         faults.set(Rates::CALM);
-        assert_eq!(storage.queued(AccountId::new(1)).await.unwrap(), 30, "seed {seed}");
+        let all = storage
+            .list(AccountId::new(1), &RunFilter::default(), Page::default())
+            .await;
+        assert_eq!(all.unwrap().total, 30, "seed {seed}");
+        let queued = storage.queued(AccountId::new(1)).await.unwrap();
+        assert_eq!(queued, 1, "seed {seed}: each took the place of the one before");
         assert!(!faults.struck().is_empty());
     }
 }

@@ -13,4 +13,12 @@ pub trait Leases: Send + Sync {
 
     /// Gives it up, if it is `owner`'s.
     async fn release(&self, name: &str, owner: &Owner) -> Result<()>;
+
+    /// Whether any lease whose name begins with `prefix` is held at `now`: whether somebody is there.
+    async fn any_held(&self, prefix: &str, now: Timestamp) -> Result<bool>;
+
+    /// Forgets leases whose name begins with `prefix` that were given up or expired before `before`, at most
+    /// `limit`; how many. For names that are used by one owner only: the term of a name that is used again
+    /// begins anew.
+    async fn purge(&self, prefix: &str, before: Timestamp, limit: u32) -> Result<u64>;
 }

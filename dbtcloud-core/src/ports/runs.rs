@@ -310,6 +310,11 @@ pub struct RunFilter {
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// Queues a run. With `scheduled_for`, at most one run exists per job and instant.
+    ///
+    /// A run that is in a [line](crate::run::Line) takes the place of those of its job and line that this
+    /// [supersedes](crate::run::Line::supersedes), in the same step: a queued one is cancelled, a live one is
+    /// `Cancelling`, each with the line's message. With any number of callers one run of a line is queued in
+    /// the end. An `Existing` answer cancels nothing. A run that is requeued is superseded by the next one.
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued>;
 
     /// The run.
@@ -337,8 +342,14 @@ pub trait Runs: Send + Sync {
     /// Errors: `NotFound`, also when it belongs to another account.
     async fn step(&self, account: AccountId, step: StepId) -> Result<RunStep>;
 
-    /// What waits and what executes: due runs of all accounts, at most `per_account` of each.
+    /// What waits and what executes: due runs of all accounts, of each at most `per_account` that take a slot
+    /// and as many that take none. Exclusive runs whose job is kept busy by another are left out, so that a
+    /// long line of them hides nothing that could start.
     async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot>;
+
+    /// The line of one account: the first `limit` of its queued runs by (`due_at`, `run`), due or not, and all
+    /// of its runs that execute.
+    async fn queue_of(&self, account: AccountId, limit: u32) -> Result<QueueSnapshot>;
 
     /// How many runs of an account wait.
     async fn queued(&self, account: AccountId) -> Result<u64>;

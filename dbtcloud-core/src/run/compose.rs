@@ -1,6 +1,6 @@
 //! From a job and a trigger to a run that can be queued.
 
-use super::{NewRun, RunSpec, Trigger};
+use super::{Line, NewRun, RunSpec, Trigger};
 use crate::account::Account;
 use crate::catalog::Record;
 use crate::environment::{Environment, EnvironmentKind};
@@ -58,10 +58,7 @@ impl Request<'_> {
             0 => limit,
             seconds => seconds.min(limit),
         };
-        let of_pull_request = self.trigger.github_pull_request_id.is_some()
-            || self.trigger.gitlab_merge_request_id.is_some()
-            || self.trigger.azure_pull_request_id.is_some()
-            || self.trigger.non_native_pull_request_id.is_some();
+        let of_pull_request = matches!(self.trigger.line(), Some(Line::PullRequest(..)));
         let spec = RunSpec {
             commands: overrides.steps.clone().unwrap_or_else(|| job.execute_steps.clone()),
             generate_docs: overrides.generate_docs.unwrap_or(job.generate_docs),

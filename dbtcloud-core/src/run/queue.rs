@@ -54,6 +54,9 @@ pub struct Limits {
     pub slots: BTreeMap<AccountId, u32>,
     /// How many runs may be admitted in this round (what this scheduler can start).
     pub capacity: usize,
+    /// Whose turn was when: a number for each account of which this scheduler admitted a run, the higher the
+    /// later. An account that is not here goes before all that are.
+    pub served: BTreeMap<AccountId, u64>,
 }
 
 /// A run that may start, with the slot it is to take. Slots are numbered from 0 below the account's count.
@@ -85,12 +88,15 @@ pub struct Decision {
     pub refused: Vec<(RunId, WaitReason)>,
 }
 
-/// Decides who may start: accounts take turns, the one with the fewest executing runs first; within an
-/// account the longest due first; a run that may not start does not hold up the ones behind it.
+/// Decides who may start: accounts take turns, the one served longest ago first and of those never served the
+/// one with the fewest executing runs; within an account the longest due first; a run that may not start does
+/// not hold up the ones behind it.
 ///
 /// Guarantees, for any snapshot: no account exceeds its slots, no slot is given twice, no two exclusive
 /// runs of one job execute together, nothing is admitted beyond the capacity, and every waiting run is in
-/// exactly one of the two lists.
+/// exactly one of the two lists. Where the caller keeps `served` from round to round, an account that has a
+/// run which may start gets one admitted before any other account gets two: with `k` accounts waiting it
+/// starts within `k` admissions, however long the others' lines are and however fast their runs end.
 pub fn admit(snapshot: &QueueSnapshot, limits: &Limits) -> Decision {
     let mut held: BTreeMap<AccountId, BTreeSet<u32>> = BTreeMap::new();
     let mut load: BTreeMap<AccountId, usize> = BTreeMap::new();
@@ -115,14 +121,16 @@ pub fn admit(snapshot: &QueueSnapshot, limits: &Limits) -> Decision {
     }
 
     let mut decision = Decision::default();
-    // One admission per account and turn; the least loaded account's turn is first.
-    let mut turns: BTreeSet<(usize, Timestamp, AccountId)> = BTreeSet::new();
+    // One admission per account and turn.
+    let mut turns: BTreeSet<(u64, usize, Timestamp, AccountId)> = BTreeSet::new();
     for (account, line) in &lines {
         if let Some(first) = line.front() {
-            turns.insert((load.get(account).copied().unwrap_or(0), first.due_at, *account));
+            let turn = limits.served.get(account).copied().unwrap_or(0);
+            turns.insert((turn, load.get(account).copied().unwrap_or(0), first.due_at, *account));
         }
     }
-    while let Some((weight, _, account)) = turns.pop_first() {
+    let mut last = limits.served.values().copied().max().unwrap_or(0);
+    while let Some((_, _, _, account)) = turns.pop_first() {
         let Some(line) = lines.get_mut(&account) else {
             continue;
         };
@@ -157,7 +165,8 @@ pub fn admit(snapshot: &QueueSnapshot, limits: &Limits) -> Decision {
             break;
         }
         if let Some(next) = line.front().filter(|_| admitted) {
-            turns.insert((weight + 1, next.due_at, account));
+            last += 1;
+            turns.insert((last, 0, next.due_at, account));
         }
     }
     decision
@@ -198,7 +207,14 @@ mod tests {
                 })
                 .collect();
             let slots = (0i64..).map(AccountId::new).zip(slots).collect();
-            (QueueSnapshot { waiting, busy }, Limits { slots, capacity })
+            (
+                QueueSnapshot { waiting, busy },
+                Limits {
+                    slots,
+                    capacity,
+                    ..Limits::default()
+                },
+            )
         })
     }
 
@@ -232,6 +248,69 @@ mod tests {
             let spare = decision.admitted.len() < limits.capacity;
             prop_assert!(!spare || decision.refused.iter().all(|(_, r)| *r != WaitReason::NoCapacity));
         }
+
+        /// Whatever waits: an account with a run that may start gets one admitted before another gets two.
+        #[test]
+        fn nobody_is_served_twice_before_everybody_once((snapshot, limits) in snapshots()) {
+            let all = admit(&snapshot, &Limits { capacity: usize::MAX, ..limits.clone() });
+            let whose: BTreeMap<RunId, AccountId> = snapshot.waiting.iter().map(|w| (w.run, w.account)).collect();
+            let able: BTreeSet<AccountId> = all.admitted.iter().map(|a| whose[&a.run]).collect();
+            let first: Vec<AccountId> = all.admitted.iter().take(able.len()).map(|a| whose[&a.run]).collect();
+            prop_assert_eq!(first.iter().copied().collect::<BTreeSet<_>>(), able, "{:?}", first);
+        }
+
+        /// The same over many rounds of one admission each, with runs that end at once and lines that never
+        /// do: every account that waits and has a free slot starts a run within as many admissions as there
+        /// are accounts.
+        #[test]
+        fn an_account_waits_for_one_turn_of_each_other(
+            backlogs in proptest::collection::vec((1usize..40, 0i64..1_000, 0usize..3), 2..8),
+            lasting in any::<bool>(),
+        ) {
+            let mut limits = Limits { capacity: 1, ..Limits::default() };
+            let mut snapshot = QueueSnapshot::default();
+            for (account, (length, since, executing)) in (1i64..).zip(&backlogs) {
+                limits.slots.insert(AccountId::new(account), 100);
+                for n in 0..*length {
+                    let run = account * 1_000 + i64::try_from(n).unwrap();
+                    snapshot.waiting.push(Waiting {
+                        run: RunId::new(run),
+                        account: AccountId::new(account),
+                        job: JobId::new(run),
+                        due_at: Timestamp::from_micros(*since),
+                        exclusive: true,
+                        takes_slot: true,
+                    });
+                }
+                for n in 0..*executing {
+                    let run = account * 1_000 + 500 + i64::try_from(n).unwrap();
+                    snapshot.busy.push(Busy {
+                        run: RunId::new(run),
+                        account: AccountId::new(account),
+                        job: JobId::new(run),
+                        exclusive: true,
+                        slot: Some(u32::try_from(n).unwrap()),
+                    });
+                }
+            }
+            let mut waits: BTreeMap<AccountId, usize> = limits.slots.keys().map(|account| (*account, 0)).collect();
+            for turn in 1.. {
+                let Some(admitted) = admit(&snapshot, &limits).admitted.first().copied() else { break };
+                let place = snapshot.waiting.iter().position(|w| w.run == admitted.run).unwrap();
+                let run = snapshot.waiting.remove(place);
+                waits.retain(|account, _| snapshot.waiting.iter().any(|w| w.account == *account));
+                for (account, waited) in &mut waits {
+                    *waited = if *account == run.account { 0 } else { *waited + 1 };
+                    prop_assert!(*waited < backlogs.len(), "account {} waited {} turns", account, waited);
+                }
+                limits.served.insert(run.account, turn);
+                if lasting {
+                    let slot = admitted.slot;
+                    let Waiting { run, account, job, exclusive, .. } = run;
+                    snapshot.busy.push(Busy { run, account, job, exclusive, slot });
+                }
+            }
+        }
     }
 
     #[test]
@@ -255,7 +334,14 @@ mod tests {
             takes_slot: true,
         });
         let slots = BTreeMap::from([(AccountId::new(1), 1000), (AccountId::new(2), 10)]);
-        let decision = admit(&QueueSnapshot { waiting, busy: vec![] }, &Limits { slots, capacity: 2 });
+        let decision = admit(
+            &QueueSnapshot { waiting, busy: vec![] },
+            &Limits {
+                slots,
+                capacity: 2,
+                ..Limits::default()
+            },
+        );
         let admitted: Vec<i64> = decision.admitted.iter().map(|a| a.run.get()).collect();
         assert_eq!(admitted, [0, 99_999]);
     }

@@ -76,7 +76,13 @@ impl ControlPlane {
             retry_of,
             due_at: now,
         };
-        let run = self.runs().enqueue(&request.compose()?, now).await?.into_run();
+        let new = request.compose()?;
+        let run = self.runs().enqueue(&new, now).await?.into_run();
+        if new.trigger.line().is_some() {
+            // It may have taken the place of others.
+            self.ring(Bell::Reports);
+            self.ring(Bell::Outbox);
+        }
         self.ring(Bell::Queue);
         Ok(run)
     }
@@ -181,6 +187,11 @@ impl ControlPlane {
         let mut trigger = Trigger::new(CauseCategory::Rerun, cause);
         trigger.git_sha = run.git_sha.clone().or(run.new.trigger.git_sha.clone());
         trigger.git_branch = run.new.trigger.git_branch.clone();
+        // What was a run of a pull request is one again: beside others, without a slot.
+        trigger.github_pull_request_id = run.new.trigger.github_pull_request_id;
+        trigger.gitlab_merge_request_id = run.new.trigger.gitlab_merge_request_id;
+        trigger.azure_pull_request_id = run.new.trigger.azure_pull_request_id;
+        trigger.non_native_pull_request_id = run.new.trigger.non_native_pull_request_id;
         trigger.overrides = run.new.trigger.overrides.clone();
         trigger.overrides.steps = Some(steps);
         self.enqueue(&job, &trigger, Some(run.id)).await

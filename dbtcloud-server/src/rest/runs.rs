@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use dbtcloud_core::account::Account;
-use dbtcloud_core::catalog::{CatalogExt, Record};
+use dbtcloud_core::ErrorKind;
+use dbtcloud_core::catalog::Record;
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{EnvironmentId, JobId, ProjectId, RunId};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{RunFilter, RunSort};
 use dbtcloud_core::project::{Project, Repository};
 use dbtcloud_core::run::{Run, RunStatus, StepStatus};
-use dbtcloud_core::{ErrorKind, Page};
 use dbtcloud_runtime::NotRetryable;
 use serde_json::{Map, Value, json};
 
@@ -30,7 +29,7 @@ fn shown<'a>(call: &'a Call) -> Shown<'a> {
     Shown {
         base: &call.base,
         now: call.now(),
-        blocked_by: Vec::new(),
+        wait: None,
         retry: Err(()),
     }
 }
@@ -112,57 +111,18 @@ fn filter(call: &Call) -> Result<RunFilter, Fault> {
     })
 }
 
-/// The runs that each queued run of a page waits for: those of its job, or all that hold a slot.
-async fn blockers(call: &Call, runs: &[Run]) -> Result<BTreeMap<RunId, Vec<RunId>>, Fault> {
-    let queued = || runs.iter().filter(|run| run.status == RunStatus::Queued);
-    if queued().next().is_none() {
-        return Ok(BTreeMap::new());
-    }
-    let filter = RunFilter {
-        statuses: Some(RunStatus::ALL.into_iter().filter(|status| status.is_live()).collect()),
-        ..RunFilter::default()
-    };
-    let live = call
-        .plane()
-        .runs()
-        .list(call.account, &filter, Page::default())
-        .await?
-        .items;
-    let slots = call
-        .plane()
-        .catalog()
-        .fetch::<Account>(call.account, call.account)
-        .await?
-        .run_slots as usize;
-    let holders: Vec<RunId> = live.iter().filter(|run| run.new.takes_slot).map(|run| run.id).collect();
-    let blocked = queued().map(|run| {
-        let same = live
-            .iter()
-            .filter(|other| run.new.exclusive && other.new.exclusive && other.new.job == run.new.job);
-        let mut waits: Vec<RunId> = same.map(|other| other.id).collect();
-        if waits.is_empty() && run.new.takes_slot && holders.len() >= slots {
-            waits.clone_from(&holders);
-        }
-        (run.id, waits)
-    });
-    Ok(blocked.collect())
-}
-
 /// Runs with the related objects that a list can show.
 async fn views(call: &Call, runs: &[Run]) -> Result<Vec<Map<String, Value>>, Fault> {
     let include = call.params.include();
-    let mut blocked = blockers(call, runs).await?;
+    let mut waits = match runs.iter().any(|run| run.status == RunStatus::Queued) {
+        true => call.plane().waits(call.account).await?,
+        false => BTreeMap::new(),
+    };
     let mut views: Vec<_> = runs
         .iter()
         .map(|run| {
-            let blocked_by = blocked.remove(&run.id).unwrap_or_default();
-            view(
-                run,
-                &Shown {
-                    blocked_by,
-                    ..shown(call)
-                },
-            )
+            let wait = waits.remove(&run.id).filter(|_| run.status == RunStatus::Queued);
+            view(run, &Shown { wait, ..shown(call) })
         })
         .collect();
     if include.has("trigger") {

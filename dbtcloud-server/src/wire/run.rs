@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use dbtcloud_core::Timestamp;
-use dbtcloud_core::id::RunId;
-use dbtcloud_core::run::{Run, RunStatus};
+use dbtcloud_core::run::{Run, RunStatus, Wait};
 use dbtcloud_runtime::NotRetryable;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{codes, time};
 
@@ -25,8 +24,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) base: &'a str,
     /// For spans that have not ended.
     pub(crate) now: Timestamp,
-    /// Runs that this one waits for.
-    pub(crate) blocked_by: Vec<RunId>,
+    /// Why it waits, if that was looked up and it does.
+    pub(crate) wait: Option<Wait>,
     /// Why it cannot be retried; `Ok(None)` when it can, `Err(())` when that was not looked up.
     pub(crate) retry: Result<Option<NotRetryable>, ()>,
 }
@@ -38,9 +37,20 @@ fn span(from: Option<Timestamp>, to: Option<Timestamp>) -> Duration {
     }
 }
 
+/// Why a run waits. Not in dbt Cloud's API: a word for programs, a sentence, and its place in the account's line.
+fn wait_reason(wait: &Wait) -> Value {
+    json!({
+        "code": wait.cause.code(),
+        "text": wait.cause.to_string(),
+        "position": wait.position,
+    })
+}
+
 /// A run; related objects are null until somebody fills them in.
 pub(crate) fn view(run: &Run, shown: &Shown<'_>) -> Map<String, Value> {
     let code = codes::run(run.status);
+    let wait = shown.wait.as_ref();
+    let blocked_by = wait.into_iter().flat_map(|wait| &wait.blocked_by);
     let text = |at: Option<Timestamp>| at.map(time::spaced);
     let ended = run.finished_at.or(Some(shown.now));
     let left_queue = run.dequeued_at.or(ended);
@@ -65,7 +75,7 @@ pub(crate) fn view(run: &Run, shown: &Shown<'_>) -> Map<String, Value> {
         "trigger_id": run.id.get(),
         "status": code.number,
         "status_humanized": code.word,
-        "status_message": run.message,
+        "status_message": run.message.clone().or(wait.map(|wait| wait.cause.to_string())),
         "in_progress": !complete,
         "is_complete": complete,
         "is_running": code.number == 3,
@@ -85,7 +95,8 @@ pub(crate) fn view(run: &Run, shown: &Shown<'_>) -> Map<String, Value> {
         "owner_thread_id": Value::Null,
         "executed_by_thread_id": Value::Null,
         "deferring_run_id": Value::Null,
-        "blocked_by": shown.blocked_by.iter().map(|id| id.get()).collect::<Vec<_>>(),
+        "blocked_by": blocked_by.map(|id| id.get()).collect::<Vec<_>>(),
+        "wait_reason": wait.map(wait_reason),
         "created_at": time::spaced(run.created_at),
         "updated_at": time::spaced(run.updated_at),
         "should_start_at": time::spaced(run.new.due_at),

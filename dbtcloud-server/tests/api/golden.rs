@@ -161,6 +161,10 @@ async fn runs() {
         .await;
     golden("run_triggered", &run);
     let id = run["id"].as_i64().unwrap();
+    golden(
+        "run_queued",
+        &world.get(&format!("/api/v2/accounts/{{a}}/runs/{id}/")).await,
+    );
     world.clock.advance(std::time::Duration::from_secs(5));
     world.whole_run(id, StepStatus::Error).await;
     world.clock.advance(std::time::Duration::from_secs(70));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dbtcloud_core::run::StepStatus;
+use dbtcloud_runtime::scheduler::Scheduler;
 use serde_json::{Value, json};
 
 use super::world::World;
@@ -217,14 +218,51 @@ async fn a_queued_run_says_what_it_waits_for() {
     let world = World::new().await;
     let made = world.made().await;
     let first = id(&trigger(&world, made.job, json!({})).await);
-    world.agent(first).await;
+    let path = |run: i64| format!("/api/v2/accounts/{{a}}/runs/{run}/");
+    let alone = world.get(&path(first)).await;
+    assert_eq!(alone["blocked_by"], json!([]));
+    assert_eq!(alone["wait_reason"]["code"], "no_scheduler", "none runs in this world");
+    let mut scheduler = Scheduler::new(world.plane.clone());
+    scheduler.tick().await.unwrap();
+    assert_eq!(
+        world.get(&path(first)).await["wait_reason"],
+        Value::Null,
+        "it left the queue"
+    );
     let second = id(&trigger(&world, made.job, json!({})).await);
-    let view = world.get(&format!("/api/v2/accounts/{{a}}/runs/{second}/")).await;
+    let view = world.get(&path(second)).await;
     assert_eq!(view["blocked_by"], json!([first]));
+    let text = format!("Run {first} of the same job is executing.");
+    assert_eq!(
+        view["wait_reason"],
+        json!({"code": "job_busy", "text": text, "position": 1})
+    );
+    assert_eq!(view["status_message"], text);
+    let listed = world.get("/api/v2/accounts/{a}/runs/?order_by=-id&limit=1").await;
+    assert_eq!(listed[0]["wait_reason"], view["wait_reason"]);
     let newest = world
         .get("/api/v2/accounts/{a}/jobs/?include_related=most_recent_run")
         .await;
     assert_eq!(newest[0]["most_recent_run"]["id"], second);
+}
+
+/// A new commit of a pull request stops the older run of the same job; the wire says why.
+#[tokio::test]
+async fn a_newer_run_of_a_pull_request_takes_the_olders_place() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let commit = json!({"github_pull_request_id": 12, "git_sha": "a".repeat(40)});
+    let first = id(&trigger(&world, made.job, commit.clone()).await);
+    let other = id(&trigger(&world, made.job, json!({"github_pull_request_id": 13})).await);
+    let second = id(&trigger(&world, made.job, commit).await);
+    let path = |run: i64| format!("/api/v2/accounts/{{a}}/runs/{run}/");
+    let view = world.get(&path(first)).await;
+    assert_eq!(view["status"], 30);
+    let message = format!("Superseded by run {second}: a newer run of the job was queued for pull request 12.");
+    assert_eq!(view["status_message"], message);
+    for run in [other, second] {
+        assert_eq!(world.get(&path(run)).await["status"], 1);
+    }
 }
 
 #[tokio::test]

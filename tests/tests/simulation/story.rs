@@ -8,7 +8,7 @@ use dbtcloud_core::account::Account;
 use dbtcloud_core::catalog::{CatalogExt as _, Record};
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::job::{CompletionTrigger, Job};
-use dbtcloud_core::ports::{Executor as _, Logs as _, Schedules as _};
+use dbtcloud_core::ports::{Consumer, Executor as _, Logs as _, Outbox as _, Schedules as _};
 use dbtcloud_core::run::{CauseCategory, Outcome, Trigger};
 use dbtcloud_core::schedule::Schedule;
 use dbtcloud_runtime::{Blueprint, ControlPlane};
@@ -201,13 +201,18 @@ async fn settle(world: &Arc<World>, eye: &ControlPlane) -> usize {
         let due = world.storage.due(crate::agent::now(world), 1).await.unwrap();
         let unmoved = world.storage.unmoved(0.into(), 1).await.unwrap();
         let executions = world.executor.list().await.unwrap();
+        let mut undelivered = 0;
+        for consumer in Consumer::ALL {
+            undelivered += world.storage.depth(consumer).await.unwrap();
+        }
         let unsettled = world.oracle.unsettled();
-        if due.is_empty() && unmoved.is_empty() && executions.is_empty() && unsettled == 0 {
+        if due.is_empty() && unmoved.is_empty() && executions.is_empty() && unsettled == 0 && undelivered == 0 {
             break;
         }
         if sim.now() > began + SETTLE {
             sim.accuse(format_args!(
-                "not settled: due {due:?}, unmoved {unmoved:?}, executions {executions:?}, runs {unsettled}"
+                "not settled: due {due:?}, unmoved {unmoved:?}, executions {executions:?}, runs {unsettled}, \
+                 deliveries {undelivered}"
             ));
             break;
         }

@@ -14,7 +14,7 @@ use dbtcloud_contract::memory::{MemoryArtifacts, MemoryStorage, Mutation, Script
 use dbtcloud_core::Timestamp;
 use dbtcloud_core::ports::{Clock, Execution, ExecutionId, ExecutionSpec, Executor, Observation};
 use dbtcloud_core::{Error, Result};
-use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, cleanup};
+use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, cleanup, outbox};
 use futures::future::{Either, select};
 
 use crate::agent;
@@ -421,7 +421,11 @@ impl World {
             async move {
                 loop {
                     let _ = cleanup::round(&plane).await;
-                    sim.sleep(sim.span(5_000, 25_000)).await;
+                    for _ in 0..sim.draw(5) {
+                        let _ = outbox::round(&plane).await;
+                        sim.sleep(sim.span(500, 5_000)).await;
+                    }
+                    sim.sleep(sim.span(1_000, 5_000)).await;
                 }
             }
         };

@@ -76,6 +76,7 @@ async fn schedule(storage: SqlStorage, number: usize) -> (i64, Vec<i64>) {
             &Limits {
                 slots: Default::default(),
                 capacity: 250,
+                ..Limits::default()
             },
         );
         let runs = storage.claim(&me, &decision.admitted, at(1), at(60)).await.unwrap();
@@ -169,6 +170,7 @@ async fn a_long_history(storage: SqlStorage, engine: &str) {
         &Limits {
             slots: Default::default(),
             capacity: 100,
+            ..Limits::default()
         },
     );
     let begin = Instant::now();

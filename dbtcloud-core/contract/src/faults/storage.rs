@@ -113,6 +113,18 @@ impl Leases for FaultyStorage {
             .strike("leases.release", true, || self.stores.leases.release(name, owner))
             .await
     }
+
+    async fn any_held(&self, prefix: &str, now: Timestamp) -> Result<bool> {
+        self.faults
+            .strike("leases.any_held", true, || self.stores.leases.any_held(prefix, now))
+            .await
+    }
+
+    async fn purge(&self, prefix: &str, before: Timestamp, limit: u32) -> Result<u64> {
+        self.faults
+            .strike("leases.purge", true, || self.stores.leases.purge(prefix, before, limit))
+            .await
+    }
 }
 
 #[async_trait]
@@ -222,6 +234,12 @@ impl Runs for FaultyStorage {
     async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
         self.faults
             .strike("runs.queue", true, || self.stores.runs.queue(now, per_account))
+            .await
+    }
+
+    async fn queue_of(&self, account: AccountId, limit: u32) -> Result<QueueSnapshot> {
+        self.faults
+            .strike("runs.queue_of", true, || self.stores.runs.queue_of(account, limit))
             .await
     }
 

@@ -41,4 +41,22 @@ impl Leases for MemoryStorage {
         }
         Ok(())
     }
+
+    async fn any_held(&self, prefix: &str, now: Timestamp) -> Result<bool> {
+        let state = self.lock();
+        let held = |(name, lease): (&String, &StoredLease)| {
+            name.starts_with(prefix) && lease.until.is_some_and(|until| until > now)
+        };
+        Ok(state.leases.iter().any(held))
+    }
+
+    async fn purge(&self, prefix: &str, before: Timestamp, limit: u32) -> Result<u64> {
+        let mut state = self.lock();
+        let over = |(name, lease): &(&String, &StoredLease)| {
+            name.starts_with(prefix) && lease.until.is_none_or(|until| until < before)
+        };
+        let names: Vec<String> = state.leases.iter().filter(over).map(|(name, _)| name.clone()).collect();
+        let gone = names.into_iter().take(limit as usize);
+        Ok(gone.filter(|name| state.leases.remove(name).is_some()).count() as u64)
+    }
 }

@@ -24,6 +24,20 @@ impl State {
         }
     }
 
+    /// What executes and is so.
+    fn busy(&self, which: impl Fn(&Run) -> bool) -> Vec<Busy> {
+        let live = self.runs.values().filter(|stored| stored.run.status.is_live());
+        live.filter(|stored| which(&stored.run))
+            .map(|stored| Busy {
+                run: stored.run.id,
+                account: stored.run.new.account,
+                job: stored.run.new.job,
+                exclusive: stored.run.new.exclusive,
+                slot: stored.slot,
+            })
+            .collect()
+    }
+
     fn may_start(&self, stored: &StoredRun, slot: Option<u32>) -> bool {
         let run = &stored.run.new;
         let mut live = self.runs.values().filter(|other| other.run.status.is_live());
@@ -34,6 +48,17 @@ impl State {
                 let same_job = run.exclusive && new.exclusive && new.job == run.job;
                 same_slot && !self.breaks(Mutation::IgnoreSlots) || same_job && !self.breaks(Mutation::IgnoreExclusive)
             })
+    }
+}
+
+fn waiting(run: &Run) -> Waiting {
+    Waiting {
+        run: run.id,
+        account: run.new.account,
+        job: run.new.job,
+        due_at: run.new.due_at,
+        exclusive: run.new.exclusive,
+        takes_slot: run.new.takes_slot,
     }
 }
 
@@ -148,31 +173,34 @@ impl Runs for MemoryStorage {
             .filter(|run| run.status == RunStatus::Queued && run.new.due_at <= now)
             .collect();
         due.sort_by_key(|run| (run.new.due_at, run.id));
-        let mut counts = std::collections::BTreeMap::<AccountId, u32>::new();
+        let busy_job = |run: &Run| {
+            let mut live = state.runs.values().filter(|other| other.run.status.is_live());
+            run.new.exclusive && live.any(|other| other.run.new.exclusive && other.run.new.job == run.new.job)
+        };
+        due.retain(|run| !busy_job(run));
+        let mut counts = std::collections::BTreeMap::<(AccountId, bool), u32>::new();
         due.retain(|run| {
-            let count = counts.entry(run.new.account).or_default();
+            let count = counts.entry((run.new.account, run.new.takes_slot)).or_default();
             *count += 1;
             *count <= per_account
         });
-        let waiting = due.into_iter().map(|run| Waiting {
-            run: run.id,
-            account: run.new.account,
-            job: run.new.job,
-            due_at: run.new.due_at,
-            exclusive: run.new.exclusive,
-            takes_slot: run.new.takes_slot,
-        });
-        let live = state.runs.values().filter(|stored| stored.run.status.is_live());
-        let busy = live.map(|stored| Busy {
-            run: stored.run.id,
-            account: stored.run.new.account,
-            job: stored.run.new.job,
-            exclusive: stored.run.new.exclusive,
-            slot: stored.slot,
-        });
         Ok(QueueSnapshot {
-            waiting: waiting.collect(),
-            busy: busy.collect(),
+            waiting: due.into_iter().map(waiting).collect(),
+            busy: state.busy(|_| true),
+        })
+    }
+
+    async fn queue_of(&self, account: AccountId, limit: u32) -> Result<QueueSnapshot> {
+        let state = self.lock();
+        let runs = state.runs.values().map(|stored| &stored.run);
+        let mut queued: Vec<&Run> = runs
+            .filter(|run| run.new.account == account && run.status == RunStatus::Queued)
+            .collect();
+        queued.sort_by_key(|run| (run.new.due_at, run.id));
+        queued.truncate(limit as usize);
+        Ok(QueueSnapshot {
+            waiting: queued.into_iter().map(waiting).collect(),
+            busy: state.busy(|run| run.new.account == account),
         })
     }
 

@@ -63,11 +63,13 @@ pub enum Mutation {
     IgnoreOrder,
     /// Every bell rings as the first one.
     MixBells,
+    /// A new run takes nobody's place.
+    IgnoreLines,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -92,6 +94,7 @@ impl Mutation {
         Self::OfferTwice,
         Self::IgnoreOrder,
         Self::MixBells,
+        Self::IgnoreLines,
     ];
 }
 
@@ -240,8 +243,29 @@ impl State {
                 message: None,
             },
         );
+        self.supersede(&run, now);
         self.runs.insert(run.id, stored);
         Ok(Enqueued::Created(run))
+    }
+
+    /// Cancels the runs whose place a new one takes.
+    fn supersede(&mut self, newer: &Run, now: Timestamp) {
+        let Some(line) = newer.new.trigger.line().filter(|_| !self.breaks(Mutation::IgnoreLines)) else {
+            return;
+        };
+        let older = |stored: &&StoredRun| {
+            let run = &stored.run;
+            let same = run.new.job == newer.new.job && run.new.trigger.line() == Some(line);
+            same && line.supersedes(run.status)
+        };
+        for mut stored in self.runs.values().filter(older).cloned().collect::<Vec<_>>() {
+            let Ok(to) = stored.run.status.apply(RunEvent::CancelRequested) else {
+                continue;
+            };
+            let patch = RunPatch::message(line.message(newer.id));
+            self.advance(&mut stored, to, RunEvent::CancelRequested, &patch, now);
+            self.runs.insert(stored.run.id, stored);
+        }
     }
 
     /// Writes the journal.

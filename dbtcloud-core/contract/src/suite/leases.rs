@@ -14,6 +14,8 @@ cases! { $ leases_cases, leases, Stores:
     only_the_holder_releases,
     names_are_apart,
     one_of_many_gets_it,
+    whether_somebody_is_there_is_known_by_prefix,
+    only_what_is_over_is_purged,
 }
 
 async fn a_free_lease_is_taken(stores: Stores) {
@@ -118,4 +120,41 @@ async fn one_of_many_gets_it(stores: Stores) {
         }
         assert_eq!(holders, 1);
     }
+}
+
+async fn whether_somebody_is_there_is_known_by_prefix(stores: Stores) {
+    let a = Owner::new("a");
+    assert!(!stores.leases.any_held("place/", at(0)).await.unwrap());
+    stores.leases.acquire("other", &a, at(0), at(100)).await.unwrap();
+    stores.leases.acquire("place/a", &a, at(0), at(10)).await.unwrap();
+    for (prefix, seconds, held) in [
+        ("place/", 9, true),
+        ("place/", 10, false),
+        ("place/b", 9, false),
+        ("place_", 9, false),
+        ("", 99, true),
+    ] {
+        let answer = stores.leases.any_held(prefix, at(seconds)).await.unwrap();
+        assert_eq!(answer, held, "{prefix} at {seconds}");
+    }
+    stores.leases.release("place/a", &a).await.unwrap();
+    assert!(!stores.leases.any_held("place/", at(1)).await.unwrap());
+}
+
+async fn only_what_is_over_is_purged(stores: Stores) {
+    let a = Owner::new("a");
+    for (name, until) in [("place/1", 10), ("place/2", 20), ("place/3", 5), ("other", 5)] {
+        stores.leases.acquire(name, &a, at(0), at(until)).await.unwrap();
+    }
+    stores.leases.release("place/2", &a).await.unwrap();
+    assert_eq!(stores.leases.purge("place/", at(10), 1).await.unwrap(), 1);
+    assert_eq!(stores.leases.purge("place/", at(10), 10).await.unwrap(), 1);
+    assert_eq!(stores.leases.purge("place/", at(10), 10).await.unwrap(), 0);
+    assert!(stores.leases.any_held("place/1", at(9)).await.unwrap());
+    let term = stores
+        .leases
+        .acquire("other", &Owner::new("b"), at(9), at(20))
+        .await
+        .unwrap();
+    assert_eq!(term, Some(2), "other names are left alone");
 }

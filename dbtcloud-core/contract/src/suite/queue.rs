@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::ports::{Enqueued, Holder};
-use dbtcloud_core::run::{Admission, NewRun, Overrides, RunEvent, RunStatus, Trigger};
+use dbtcloud_core::run::{Admission, NewRun, Overrides, QueueSnapshot, RunEvent, RunStatus, Trigger};
 
 use super::Stores;
 use super::samples::{
@@ -22,6 +22,8 @@ cases! { $ queue_cases, queue, Stores:
     without_an_instant_every_call_queues,
     the_queue_shows_what_is_due_in_order,
     the_queue_is_cut_per_account,
+    a_long_line_hides_nothing_that_could_start,
+    the_line_of_one_account_is_shown_whole,
     the_queue_shows_what_is_busy,
     queued_counts_one_account,
     a_claim_begins_an_attempt,
@@ -209,6 +211,69 @@ async fn the_queue_is_cut_per_account(stores: Stores) {
         "a long line hides nobody else"
     );
     assert_eq!(waiting.len(), 3);
+}
+
+async fn a_long_line_hides_nothing_that_could_start(stores: Stores) {
+    let first = enqueue(&stores, &new_run(ACCOUNT, JOB), at(0)).await.id;
+    let all = [ask(first, Some(0))];
+    stores.runs.claim(&owner("a"), &all, at(1), LATE).await.unwrap();
+    for index in 0..5 {
+        let of_busy_job = NewRun {
+            due_at: at(index),
+            ..new_run(ACCOUNT, JOB)
+        };
+        enqueue(&stores, &of_busy_job, at(0)).await;
+        let without_a_slot = NewRun {
+            due_at: at(index),
+            ..new_run(ACCOUNT, JobId::new(20 + index))
+        };
+        enqueue(&stores, &without_a_slot, at(0)).await;
+    }
+    let free = NewRun {
+        due_at: at(9),
+        ..free_run(ACCOUNT, JOB)
+    };
+    let free = enqueue(&stores, &free, at(0)).await.id;
+    let waiting = stores.runs.queue(at(10), 2).await.unwrap().waiting;
+    let jobs: Vec<_> = waiting.iter().map(|waiting| waiting.job.get()).collect();
+    assert_eq!(
+        jobs,
+        [20, 21, JOB.get()],
+        "none of the job that is kept busy but the one that runs beside"
+    );
+    assert_eq!(
+        waiting[2].run, free,
+        "those that take a slot do not hide one that needs none"
+    );
+}
+
+async fn the_line_of_one_account_is_shown_whole(stores: Stores) {
+    let busy = enqueue(&stores, &new_run(ACCOUNT, JOB), at(0)).await.id;
+    let all = [ask(busy, Some(0))];
+    stores.runs.claim(&owner("a"), &all, at(1), LATE).await.unwrap();
+    let late = NewRun {
+        due_at: LATE,
+        ..new_run(ACCOUNT, JobId::new(9))
+    };
+    let late = enqueue(&stores, &late, at(0)).await.id;
+    let blocked = enqueue(&stores, &new_run(ACCOUNT, JOB), at(0)).await.id;
+    let stranger = enqueue(&stores, &new_run(STRANGER, JobId::new(30)), at(0)).await.id;
+    stores
+        .runs
+        .claim(&owner("a"), &[ask(stranger, Some(0))], at(1), LATE)
+        .await
+        .unwrap();
+    enqueue(&stores, &new_run(STRANGER, JobId::new(31)), at(0)).await;
+    let line = stores.runs.queue_of(ACCOUNT, 10).await.unwrap();
+    let runs: Vec<RunId> = line.waiting.iter().map(|waiting| waiting.run).collect();
+    assert_eq!(runs, [blocked, late], "due or not, with those whose job is kept busy");
+    assert_eq!(line.busy.iter().map(|busy| busy.run).collect::<Vec<_>>(), [busy]);
+    let first = stores.runs.queue_of(ACCOUNT, 1).await.unwrap();
+    assert_eq!((first.waiting.len(), first.busy.len()), (1, 1));
+    assert_eq!(
+        stores.runs.queue_of(AccountId::new(99), 10).await.unwrap(),
+        QueueSnapshot::default()
+    );
 }
 
 async fn the_queue_shows_what_is_busy(stores: Stores) {

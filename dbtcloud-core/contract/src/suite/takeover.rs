@@ -301,6 +301,7 @@ async fn rounds_of_admission_drain_the_queue(stores: Stores) {
     let limits = Limits {
         slots: [(ACCOUNT, 2), (STRANGER, 1)].into(),
         capacity: 10,
+        ..Limits::default()
     };
     let mut ended = 0;
     for round in 0..20 {

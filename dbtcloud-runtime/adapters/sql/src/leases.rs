@@ -20,6 +20,17 @@ const ACQUIRE: Sql = Sql::both(
 /// Primary key.
 const RELEASE: Sql = Sql::both("UPDATE leases SET held_until = NULL WHERE name = $1 AND owner = $2");
 
+/// The whole table, which is short: a name for each thing that is held, and those that are used once are purged.
+const ANY_HELD: Sql =
+    Sql::both("SELECT count(*) AS held FROM leases WHERE substr(name, 1, length($1)) = $1 AND held_until > $2");
+
+/// The same.
+const PURGE: Sql = Sql::both(
+    "DELETE FROM leases WHERE name IN (SELECT name FROM leases WHERE substr(name, 1, length($1)) = $1 \
+        AND (held_until IS NULL OR held_until < $2) ORDER BY name LIMIT $3) \
+     AND (held_until IS NULL OR held_until < $2)",
+);
+
 #[async_trait]
 impl Leases for SqlStorage {
     async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>> {
@@ -42,5 +53,18 @@ impl Leases for SqlStorage {
             .execute(&RELEASE, args![name, owner.as_str()])
             .await
             .map(drop)
+    }
+
+    async fn any_held(&self, prefix: &str, now: Timestamp) -> Result<bool> {
+        no_nul("prefix", prefix)?;
+        let mut reader = self.database.read().await?;
+        let row = reader.link().one(&ANY_HELD, args![prefix, now]).await?;
+        Ok(row.int("held")? > 0)
+    }
+
+    async fn purge(&self, prefix: &str, before: Timestamp, limit: u32) -> Result<u64> {
+        no_nul("prefix", prefix)?;
+        let mut writer = self.database.write("leases.purge").await?;
+        writer.link().execute(&PURGE, args![prefix, before, limit]).await
     }
 }

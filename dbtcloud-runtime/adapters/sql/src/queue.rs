@@ -10,7 +10,7 @@ use dbtcloud_core::ports::{Claimed, EventBody, Fence, Holder, Owner, Renewed};
 use dbtcloud_core::run::{Admission, Busy, QueueSnapshot, Run, RunStatus, Waiting};
 use dbtcloud_core::{Error, Result, Timestamp};
 
-use crate::engine::{Database, Engine, Link, Sql, args};
+use crate::engine::{Database, Engine, Link, Row, Sql, args};
 use crate::error::{is_deadlock, is_duplicate, translate};
 use crate::journal;
 use crate::runs::{self, run_columns};
@@ -27,32 +27,83 @@ macro_rules! lines {
             FROM line WHERE line.account_id IS NOT NULL) "
     };
 }
+macro_rules! columns {
+    ($q:literal) => {
+        concat!(
+            $q,
+            "run_id, ",
+            $q,
+            "account_id, ",
+            $q,
+            "job_id, ",
+            $q,
+            "due_at, ",
+            $q,
+            "exclusive, ",
+            $q,
+            "takes_slot, ",
+            $q,
+            "slot, ",
+            $q,
+            "state"
+        )
+    };
+}
 macro_rules! busy {
     () => {
-        " UNION ALL SELECT run_id, account_id, job_id, due_at, exclusive, takes_slot, slot, state \
-          FROM run_queue WHERE state <> 'queued'"
+        concat!(
+            " UNION ALL SELECT ",
+            columns!(""),
+            " FROM run_queue WHERE state <> 'queued'"
+        )
+    };
+}
+/// Due, and of no job that is kept busy: that is probed in `run_queue_exclusive`.
+macro_rules! startable {
+    () => {
+        " FROM run_queue q WHERE q.state = 'queued' AND q.account_id = line.account_id \
+            AND q.takes_slot = kind.takes_slot AND q.due_at <= $1 \
+            AND NOT (q.exclusive AND EXISTS (SELECT 1 FROM run_queue b \
+                WHERE b.job_id = q.job_id AND b.exclusive AND b.state <> 'queued')) \
+            ORDER BY q.due_at, q.run_id LIMIT $2"
     };
 }
 
-/// Index `run_queue_due`, its first entries per account, and index `run_queue_live`: one statement, one
-/// instant, whatever the length of the queue.
+/// Index `run_queue_due`, its first entries per account that could start, those that take a slot and those
+/// that do not apart, and index `run_queue_live`: one statement, one instant.
 const SNAPSHOT: Sql = Sql::each(
     concat!(
         lines!(),
-        "SELECT w.run_id, w.account_id, w.job_id, w.due_at, w.exclusive, w.takes_slot, w.slot, w.state \
-         FROM line CROSS JOIN LATERAL (SELECT * FROM run_queue q WHERE q.state = 'queued' \
-            AND q.account_id = line.account_id AND q.due_at <= $1 ORDER BY q.due_at, q.run_id LIMIT $2) w",
+        "SELECT ",
+        columns!("w."),
+        " FROM line CROSS JOIN (VALUES (TRUE), (FALSE)) AS kind (takes_slot) CROSS JOIN LATERAL (SELECT ",
+        columns!("q."),
+        startable!(),
+        ") w",
         busy!()
     ),
     concat!(
         lines!(),
-        "SELECT w.run_id, w.account_id, w.job_id, w.due_at, w.exclusive, w.takes_slot, w.slot, w.state \
-         FROM line CROSS JOIN run_queue w WHERE w.run_id IN (SELECT q.run_id FROM run_queue q \
-            WHERE q.state = 'queued' AND q.account_id = line.account_id AND q.due_at <= $1 \
-            ORDER BY q.due_at, q.run_id LIMIT $2)",
+        "SELECT ",
+        columns!("w."),
+        " FROM line CROSS JOIN (SELECT 1 AS takes_slot UNION ALL SELECT 0) AS kind CROSS JOIN run_queue w \
+         WHERE w.run_id IN (SELECT q.run_id",
+        startable!(),
+        ")",
         busy!()
     ),
 );
+
+/// Index `run_queue_due`, its first entries of one account, and index `run_queue_live`.
+const SNAPSHOT_OF: Sql = Sql::both(concat!(
+    "SELECT ",
+    columns!("w."),
+    " FROM (SELECT ",
+    columns!("q."),
+    " FROM run_queue q WHERE q.state = 'queued' AND q.account_id = $1 ORDER BY q.due_at, q.run_id LIMIT $2) w",
+    busy!(),
+    " AND account_id = $1"
+));
 
 /// Index `run_queue_due`, without touching the table.
 const COUNT: Sql = Sql::both("SELECT count(*) AS waiting FROM run_queue WHERE account_id = $1 AND state = 'queued'");
@@ -176,8 +227,17 @@ const HELD: Sql = Sql::each(
 
 pub(crate) async fn snapshot(database: &Database, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
     let mut reader = database.read().await?;
+    read(reader.link().all(&SNAPSHOT, args![now, per_account]).await?)
+}
+
+pub(crate) async fn snapshot_of(database: &Database, account: AccountId, limit: u32) -> Result<QueueSnapshot> {
+    let mut reader = database.read().await?;
+    read(reader.link().all(&SNAPSHOT_OF, args![account, limit]).await?)
+}
+
+fn read(rows: Vec<Row>) -> Result<QueueSnapshot> {
     let mut snapshot = QueueSnapshot::default();
-    for row in reader.link().all(&SNAPSHOT, args![now, per_account]).await? {
+    for row in rows {
         let run = row.id("run_id")?;
         let (account, job) = (row.id("account_id")?, row.id("job_id")?);
         let exclusive = row.bool("exclusive")?;
@@ -310,7 +370,7 @@ async fn claim_together(
     work.end("runs.claim", done).await
 }
 
-fn by_id(rows: Vec<crate::engine::Row>) -> Result<BTreeMap<RunId, Run>> {
+fn by_id(rows: Vec<Row>) -> Result<BTreeMap<RunId, Run>> {
     rows.iter()
         .map(|row| runs::read(row).map(|run| (run.id, run)))
         .collect()

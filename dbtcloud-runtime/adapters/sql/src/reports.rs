@@ -9,7 +9,7 @@ use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{
     Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunChange, RunPatch, Taken,
 };
-use dbtcloud_core::run::{Run, RunEvent, RunStatus, StepState};
+use dbtcloud_core::run::{Line, Run, RunEvent, RunStatus, StepState};
 use dbtcloud_core::{Error, Result, Timestamp};
 
 use crate::engine::{Database, Link, Row, Sql, args};
@@ -275,6 +275,19 @@ pub(crate) async fn request_cancel(
     }
     .await;
     work.end("runs.request_cancel", done).await
+}
+
+/// Cancels a run whose place `newer` takes, in the transaction that queues that one.
+pub(crate) async fn supersede(link: &mut Link<'_>, id: RunId, line: &Line, newer: RunId, now: Timestamp) -> Result<()> {
+    // Judged under its lock: it may have begun or ended since it was seen.
+    let Some(mut held) = lock(link, id).await?.filter(|held| line.supersedes(held.run.status)) else {
+        return Ok(());
+    };
+    let to = held.run.status.apply(RunEvent::CancelRequested)?;
+    let message = line.message(newer);
+    held.run.message = Some(message.clone());
+    held.advance(to, RunEvent::CancelRequested, Some(&message), now)?;
+    save(link, &mut held, now).await
 }
 
 fn check_batch(batch: &Batch) -> Result<()> {

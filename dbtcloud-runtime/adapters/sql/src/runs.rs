@@ -88,10 +88,21 @@ const INSERT: Sql = Sql::both(
      ON CONFLICT (job_id, scheduled_for) WHERE scheduled_for IS NOT NULL DO NOTHING RETURNING id",
 );
 
-/// Primary key, as given by `runs`.
-const INSERT_QUEUED: Sql = Sql::both(
-    "INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt) \
-     VALUES ($1, $2, $3, $4, $5, 'queued', $6, 0, 0)",
+/// Primary key, as given by `runs`. Runs of one line of one job are queued one after the other, so that the
+/// later one sees the earlier one and takes its place; SQLite has one writer.
+const INSERT_QUEUED: Sql = Sql::each(
+    "INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt, line) \
+     SELECT $1, $2, $3, $4, $5, 'queued', $6, 0, 0, $7 FROM (SELECT count(*) AS held FROM \
+        (SELECT pg_advisory_xact_lock(723684914, hashtext($7 || ' ' || $3::text)) WHERE $7 IS NOT NULL) AS line) AS turn \
+     WHERE turn.held >= 0",
+    "INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt, line) \
+     VALUES ($1, $2, $3, $4, $5, 'queued', $6, 0, 0, $7)",
+);
+
+/// Index `run_queue_line`.
+const OF_LINE: Sql = Sql::both(
+    "SELECT run_id, state FROM run_queue WHERE job_id = $1 AND line = $2 AND line IS NOT NULL AND run_id <> $3 \
+     ORDER BY run_id",
 );
 
 /// Index `runs_by_instant`.
@@ -275,8 +286,25 @@ pub(crate) async fn enqueue(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -
         return Ok(Enqueued::Existing(read(&row)?));
     };
     let id: RunId = row.id("id")?;
-    let values = args![id, new.account, new.job, new.exclusive, new.takes_slot, new.due_at];
+    let line = new.trigger.line();
+    let key = line.map(|line| line.key());
+    let values = args![
+        id,
+        new.account,
+        new.job,
+        new.exclusive,
+        new.takes_slot,
+        new.due_at,
+        key.as_deref(),
+    ];
     link.execute(&INSERT_QUEUED, values).await?;
+    if let Some(line) = line {
+        for row in link.all(&OF_LINE, args![new.job, line.key(), id]).await? {
+            if line.supersedes(row.named("state", RunStatus::from_name)?) {
+                reports::supersede(link, row.id("run_id")?, &line, id, now).await?;
+            }
+        }
+    }
     let event = journal::body(&EventBody::Run {
         status: RunStatus::Queued,
         message: None,
@@ -466,6 +494,10 @@ impl Runs for SqlStorage {
 
     async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
         queue::snapshot(&self.database, now, per_account).await
+    }
+
+    async fn queue_of(&self, account: AccountId, limit: u32) -> Result<QueueSnapshot> {
+        queue::snapshot_of(&self.database, account, limit).await
     }
 
     async fn queued(&self, account: AccountId) -> Result<u64> {

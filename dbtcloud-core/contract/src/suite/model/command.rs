@@ -30,6 +30,8 @@ pub(super) enum Command {
         exclusive: bool,
         takes_slot: bool,
         delay: i64,
+        /// What sets it off: the API, the schedule, a merge, one pull request or another.
+        cause: u8,
     },
     Claim {
         admissions: Vec<(usize, Option<u32>)>,
@@ -187,9 +189,9 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(kind, account, name, lookup)| Command::Insert { kind, account, name, lookup }),
         2 => (any::<usize>(), stale(), 0_u8..6, lookup(), stale())
             .prop_map(|(row, stale, name, lookup, deleted)| Command::Update { row, stale, name, lookup, deleted }),
-        6 => (1_i64..3, 0_i64..3, proptest::option::weighted(0.3, 0_i64..4), any::<bool>(), any::<bool>(), 0_i64..20)
-            .prop_map(|(account, job, instant, exclusive, takes_slot, delay)| {
-                Command::Enqueue { account, job, instant, exclusive, takes_slot, delay }
+        6 => (1_i64..3, 0_i64..3, proptest::option::weighted(0.3, 0_i64..4), any::<bool>(), any::<bool>(), 0_i64..20, 0_u8..5)
+            .prop_map(|(account, job, instant, exclusive, takes_slot, delay, cause)| {
+                Command::Enqueue { account, job, instant, exclusive, takes_slot, delay, cause }
             }),
         8 => proptest::collection::vec((any::<usize>(), proptest::option::of(0_u32..3)), 1..4)
             .prop_map(|admissions| Command::Claim { admissions }),

@@ -37,7 +37,7 @@ impl Side {
                 write(&(step, page))?;
             }
             for event in self.stores.journal.of_run(*account, *id, 0, 10_000).await? {
-                write(&(event.at, event.body))?;
+                write(&(event.at, self.plain_body(event.body)))?;
             }
         }
         for account in [ACCOUNT, STRANGER] {

@@ -6,10 +6,10 @@ use dbtcloud_core::catalog::{Draft, Kind, Row};
 use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
 use dbtcloud_core::ports::{
-    Batch, Claimed, Consumer, Delivery, Digest, Fence, Fired, Firing, NewSession, Owner, RunChange, RunPatch,
-    ScheduleEntry, SessionChange, TicketIssue,
+    Batch, Claimed, Consumer, Delivery, Digest, EventBody, Fence, Fired, Firing, NewSession, Owner, RunChange,
+    RunPatch, ScheduleEntry, SessionChange, TicketIssue,
 };
-use dbtcloud_core::run::{Admission, NewRun, Run, RunEvent, RunStatus};
+use dbtcloud_core::run::{Admission, CauseCategory, NewRun, Run, RunEvent, RunStatus, Trigger};
 use dbtcloud_core::session::Session;
 use dbtcloud_core::time::Timestamp;
 use serde_json::json;
@@ -50,6 +50,18 @@ fn nothing() -> String {
     "nothing there yet".to_owned()
 }
 
+fn trigger(cause: u8) -> Trigger {
+    let category = match cause {
+        1 => CauseCategory::Scheduled,
+        2 => CauseCategory::Merge,
+        _ => CauseCategory::Api,
+    };
+    Trigger {
+        github_pull_request_id: cause.checked_sub(2).filter(|id| *id > 0).map(i64::from),
+        ..Trigger::new(category, "a story")
+    }
+}
+
 fn digest(number: u8) -> Digest {
     Digest([number; 32])
 }
@@ -84,7 +96,26 @@ impl Side {
             .map_or(-1, |place| place as i64);
         run.id = RunId::new(place);
         run.new.due_at = at(0);
+        run.message = run.message.map(|text| self.plain_text(&text));
         run
+    }
+
+    /// A text in which runs are named by their place.
+    fn plain_text(&self, text: &str) -> String {
+        let named = self.runs.iter().enumerate();
+        named.fold(text.to_owned(), |text, (place, (_, id))| {
+            text.replace(&format!("by run {id}:"), &format!("by the run at {place}:"))
+        })
+    }
+
+    pub(super) fn plain_body(&self, body: EventBody) -> EventBody {
+        match body {
+            EventBody::Run { status, message } => EventBody::Run {
+                status,
+                message: message.map(|text| self.plain_text(&text)),
+            },
+            other => other,
+        }
     }
 
     pub(super) fn plain_session(&self, mut session: Session) -> Session {
@@ -151,8 +182,10 @@ impl Side {
                 exclusive,
                 takes_slot,
                 delay,
+                cause,
             } => {
                 let new = NewRun {
+                    trigger: trigger(*cause),
                     scheduled_for: instant.map(at),
                     exclusive: *exclusive,
                     takes_slot: *takes_slot,
@@ -398,7 +431,7 @@ impl Side {
                 let place = |run: RunId| self.runs.iter().position(|(_, id)| *id == run);
                 let plain = taken
                     .into_iter()
-                    .map(|Delivery { event, tries }| (place(event.run), event.at, event.body, tries));
+                    .map(|Delivery { event, tries }| (place(event.run), event.at, self.plain_body(event.body), tries));
                 answer(Ok(plain.collect::<Vec<_>>()))
             }
             Command::Settle { delivery, postpone } => {
@@ -434,6 +467,7 @@ impl Side {
                 let Some(entry) = known.first() else { return nothing() };
                 let seen = entry.next_at.unwrap_or(at(0));
                 let new = NewRun {
+                    trigger: trigger(1),
                     scheduled_for: Some(seen),
                     ..new_run(ACCOUNT, job)
                 };
