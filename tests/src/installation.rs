@@ -37,6 +37,8 @@ pub struct Installation {
     directory: TempDir,
     /// Warnings and errors that its log may have, as parts of lines.
     pub expected: Vec<&'static str>,
+    /// Variables of the server, beside its own.
+    pub environment: Vec<(&'static str, String)>,
     arguments: Vec<String>,
     listen: String,
     server: Option<Child>,
@@ -61,6 +63,7 @@ impl Installation {
         let mut installation = Self {
             directory,
             expected: Vec::new(),
+            environment: Vec::new(),
             arguments,
             listen: format!("127.0.0.1:{port}"),
             server: None,
@@ -118,6 +121,35 @@ impl Installation {
     /// # Panics
     /// When it is not ready in time.
     pub async fn start(&mut self) {
+        self.spawn();
+        let began = Instant::now();
+        let ready = format!("http://{}/readyz", self.listen);
+        loop {
+            match reqwest::get(&ready).await {
+                Ok(answer) if answer.status().is_success() => return,
+                _ => {}
+            }
+            let gone = self.ended();
+            let said = || std::fs::read_to_string(self.log()).unwrap_or_default();
+            assert!(gone.is_none(), "the server ended with {gone:?}: {}", said());
+            assert!(began.elapsed() < LIMIT, "the server was not ready: {}", said());
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// How the server ended, if it did by itself.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.server.as_mut().unwrap().try_wait().unwrap()
+    }
+
+    /// Starts the server and does not wait.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(&mut self) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -126,25 +158,13 @@ impl Installation {
         let child = self
             .command("serve")
             .args(["--listen", &self.listen])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
         self.server = Some(child);
-        let began = Instant::now();
-        let ready = format!("http://{}/readyz", self.listen);
-        loop {
-            match reqwest::get(&ready).await {
-                Ok(answer) if answer.status().is_success() => return,
-                _ => {}
-            }
-            let gone = self.server.as_mut().unwrap().try_wait().unwrap();
-            let said = || std::fs::read_to_string(self.log()).unwrap_or_default();
-            assert!(gone.is_none(), "the server ended with {gone:?}: {}", said());
-            assert!(began.elapsed() < LIMIT, "the server was not ready: {}", said());
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
     }
 
     /// The server's process id.

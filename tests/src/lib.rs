@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod azure;
+pub mod fake;
 mod http;
 pub mod installation;
 pub mod postgres;

@@ -1,0 +1,61 @@
+//! A dbt that is none, for tests of everything but dbt: a run of it takes a fraction of a second. The agent, git, the
+//! protocol and the stores are the real ones.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use dbtcloud_runtime::engine::{EnvironmentSpec, EnvironmentStore};
+use serde_json::json;
+
+use crate::project;
+
+/// The log that a command prints has so many numbered lines.
+pub const LINES: u32 = 200;
+/// The interpreter of the environment: runs the project's script in place of dbt.
+const INTERPRETER: &str = "#!/bin/bash\nshift 7\nexec bash ./fake.sh \"$@\"\n";
+/// What stands in for dbt: `run-operation` lasts, everything else is quick.
+const SCRIPT: &str = r#"
+[ "$1" = run-operation ] && sleep 20
+for ((i = 0; i < LINES; i++)); do echo "counted $i"; done
+mkdir -p "$DBT_TARGET_PATH"
+echo '{"metadata": {}, "results": []}' > "$DBT_TARGET_PATH/run_results.json"
+"#;
+
+/// Puts the environment in place of the shared real ones of an installation's data directory.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn install(data: &Path) {
+    let store = data.join("cache/dbt-envs");
+    let _ = std::fs::remove_file(&store);
+    std::fs::create_dir_all(&store).unwrap();
+    let root = EnvironmentStore::new(&store, "uv")
+        .path(&EnvironmentSpec::new("latest", "duckdb"))
+        .unwrap();
+    std::fs::create_dir_all(root.join("bin")).unwrap();
+    let python = root.join("bin/python");
+    std::fs::write(&python, INTERPRETER).unwrap();
+    std::fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
+    let info = json!({
+        "dbt_version": "1.11.99", "adapter_version": "1.11.98", "adapter": "duckdb", "python_version": "3",
+    });
+    std::fs::write(root.join(".complete"), info.to_string()).unwrap();
+}
+
+/// A project for it.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn repository(folder: &Path) -> String {
+    let script = SCRIPT.replace("LINES", &LINES.to_string());
+    project::repository(
+        folder,
+        &[("dbt_project.yml", &project::dbt_project("fake")), ("fake.sh", &script)],
+    )
+}
+
+/// Whether the log of a command is whole: every number once, in order.
+pub fn is_whole(log: &str) -> bool {
+    let numbers = log.lines().filter_map(|line| line.strip_prefix("counted "));
+    numbers.filter_map(|number| number.parse::<u32>().ok()).eq(0..LINES)
+}

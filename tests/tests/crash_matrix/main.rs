@@ -1,0 +1,45 @@
+//! The real server is killed at every place that has a name: before and after every commit and every act on the
+//! outside. It is started again, settles, and the database is asked whether anything is missing.
+
+mod points;
+mod stage;
+
+use dbtcloud_tests::postgres;
+use stage::{Base, Stage};
+
+/// Places of each database that are taken when nobody asks for all: some seconds each.
+const SAMPLE: usize = 4;
+
+/// Kills at places spread evenly over all of them, or at every one with `DBTCLOUD_MATRIX=all`. Whether the workload
+/// reaches all of them is looked at in any case.
+async fn matrix(base: Base) {
+    let whole = std::env::var("DBTCLOUD_MATRIX").is_ok_and(|told| told == "all");
+    let mut stage = Stage::new(base).await;
+    let all = points::all();
+    let seen = stage.rehearse().await;
+    let missed: Vec<_> = all.iter().filter(|point| !seen.contains(*point)).collect();
+    assert_eq!(
+        missed,
+        points::without_a_door(&all),
+        "places that the workload does not reach"
+    );
+    let reached: Vec<_> = all.iter().filter(|point| seen.contains(*point)).collect();
+    let every = if whole { 1 } else { reached.len().div_ceil(SAMPLE) };
+    for point in reached.into_iter().step_by(every) {
+        let began = std::time::Instant::now();
+        stage.die_at(point).await;
+        stage.settle(point).await;
+        println!("{point}: {:?}", began.elapsed());
+    }
+    stage.finish().await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_at_any_place_on_sqlite() {
+    matrix(Base::Sqlite).await;
+}
+
+#[tokio::test]
+async fn nothing_is_lost_at_any_place_on_postgres() {
+    matrix(Base::Postgres(postgres::database())).await;
+}

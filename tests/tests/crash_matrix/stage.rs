@@ -1,0 +1,360 @@
+//! One installation that is killed again and again, what it has to do each time, and what must hold afterwards.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::time::{Duration, Instant};
+
+use dbtcloud_contract::wait::until;
+use dbtcloud_runtime::vault::KeyringVault;
+use dbtcloud_tests::fake;
+use dbtcloud_tests::installation::Installation;
+use dbtcloud_tests::postgres::Database;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions as _, Row as _};
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// What a log may say around a kill: others find the server gone, and it finds what the dead one left.
+const EXPECTED: [&str; 6] = [
+    "agent request failed",
+    "tried again",
+    "upload broke off",
+    "lease",
+    "cut off",
+    "closed",
+];
+
+/// Where the data is.
+pub enum Base {
+    /// In a file beside the server.
+    Sqlite,
+    /// In a database of its own.
+    Postgres(Database),
+}
+
+/// An installation with three jobs: one that people set off, one that the clock does, one that is stopped.
+pub struct Stage {
+    base: Base,
+    installation: Installation,
+    quick: i64,
+    scheduled: i64,
+    slow: i64,
+    /// Runs whose queueing was acknowledged.
+    promised: BTreeSet<i64>,
+    _key: tempfile::TempDir,
+}
+
+impl Stage {
+    /// Everything that a workload needs, and no server.
+    pub async fn new(base: Base) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut installation = match &base {
+            Base::Sqlite => Installation::new(),
+            Base::Postgres(database) => {
+                let path = folder.path().join("key");
+                let mut options = std::fs::File::options();
+                let mut file = options.create_new(true).write(true).mode(0o600).open(&path).unwrap();
+                let key = KeyringVault::generate().unwrap();
+                std::io::Write::write_all(&mut file, key.expose().as_bytes()).unwrap();
+                let (url, key) = (database.url(), path.display().to_string());
+                Installation::with(&["--database-url", &url, "--key-file", &key, "--migrate"])
+            }
+        };
+        installation.expected = EXPECTED.to_vec();
+        fake::install(installation.path());
+        installation.start().await;
+        let repository = fake::repository(&installation.path().join("origin"));
+        let quick = installation.job(&repository, &["dbt build"]).await;
+        let slow = installation.job(&repository, &["dbt run-operation sleep"]).await;
+        let scheduled = installation.job(&repository, &["dbt build"]).await;
+        let mut stage = Self {
+            base,
+            installation,
+            quick,
+            scheduled,
+            slow,
+            promised: BTreeSet::new(),
+            _key: folder,
+        };
+        let path = format!("v2/accounts/{{a}}/jobs/{scheduled}/");
+        let mut job = stage.installation.api().get(&path).await;
+        // Never by itself: a test moves the hand.
+        job["triggers"]["schedule"] = json!(true);
+        job["schedule"] = json!({"cron": "0 0 29 2 *", "date": {"type": "custom_cron", "cron": "0 0 29 2 *"}});
+        stage.installation.api().post(&path, &job).await;
+        stage.installation.stop().await;
+        stage
+    }
+
+    /// The first column of what a statement answers, as text.
+    async fn ask(&self, statement: &str) -> Vec<String> {
+        match &self.base {
+            Base::Postgres(database) => {
+                let answer = database.ask(statement);
+                answer.lines().map(str::to_owned).collect()
+            }
+            Base::Sqlite => {
+                let path = self.installation.path().join("dbtcloud.db");
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let mut connection = options.connect().await.unwrap();
+                let statement = sqlx::AssertSqlSafe(statement.to_owned());
+                let rows = sqlx::query(statement).fetch_all(&mut connection).await.unwrap();
+                rows.iter().map(|row| row.get::<String, _>(0)).collect()
+            }
+        }
+    }
+
+    async fn numbers(&self, statement: &str) -> BTreeSet<i64> {
+        let rows = self.ask(statement).await;
+        rows.iter().map(|row| row.parse().unwrap()).collect()
+    }
+
+    /// What time alone would do: leases of the dead run out, and the hand of the scheduled job comes due.
+    async fn let_time_pass(&self) {
+        for statement in [
+            "UPDATE run_queue SET lease_until = 1 WHERE lease_until IS NOT NULL",
+            "UPDATE leases SET held_until = 1 WHERE held_until IS NOT NULL",
+        ] {
+            self.ask(statement).await;
+        }
+    }
+
+    async fn come_due(&self) {
+        // An instant of its own each time.
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let at = now.as_micros() - 1_000_000;
+        let job = self.scheduled;
+        self.ask(&format!("UPDATE schedules SET next_at = {at} WHERE job_id = {job}"))
+            .await;
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.installation.ended().is_none()
+    }
+
+    async fn post(&mut self, path: &str, body: &Value) -> Option<Value> {
+        let answer = self.installation.api().send(Method::POST, path, Some(body)).await;
+        let (status, body) = answer.ok()?;
+        status.is_success().then(|| body["data"].clone())
+    }
+
+    async fn trigger(&mut self, job: i64) -> Option<i64> {
+        let path = format!("v2/accounts/{{a}}/jobs/{job}/run/");
+        let run = self.post(&path, &json!({"cause": "test"})).await?["id"].as_i64()?;
+        self.promised.insert(run);
+        Some(run)
+    }
+
+    /// Waits until a run works; `false` when the server died before.
+    async fn works(&mut self, run: i64) -> bool {
+        let began = Instant::now();
+        while self.is_up() {
+            if let Some(seen) = self.installation.api().run(run).await
+                && (seen["run_steps"][3]["status"] == json!(3) || seen["is_complete"] == json!(true))
+            {
+                return true;
+            }
+            assert!(began.elapsed() < LIMIT, "run {run} does not work");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        false
+    }
+
+    /// Everything that a server has to do, as far as it lives: it starts, a schedule fires, runs are set off, one is
+    /// stopped, the agent of one is killed, all end, a job is edited, and it is asked to stop.
+    async fn work(&mut self) {
+        self.come_due().await;
+        self.installation.spawn();
+        let began = Instant::now();
+        while self.is_up() && self.trigger(self.quick).await.is_none() {
+            assert!(began.elapsed() < LIMIT, "the server does not answer");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let path = format!("v2/accounts/{{a}}/jobs/{}/", self.quick);
+        if let Ok((_, mut job)) = self.installation.api().send(Method::GET, &path, None).await {
+            job["data"]["name"] = json!("Edited");
+            let job = job["data"].clone();
+            self.post(&path, &job).await;
+        }
+        self.post("v3/accounts/{a}/projects/", &json!({"name": "Another"}))
+            .await;
+        if let Some(run) = self.trigger(self.slow).await
+            && self.works(run).await
+        {
+            self.post(&format!("v2/accounts/{{a}}/runs/{run}/cancel/"), &json!({}))
+                .await;
+        }
+        self.until_idle().await;
+        if let Some(run) = self.trigger(self.slow).await
+            && self.works(run).await
+        {
+            for process in self.installation.processes() {
+                let agent = process.command.get(1).is_some_and(|role| role == "agent");
+                if agent
+                    && process
+                        .command
+                        .first()
+                        .is_some_and(|program| program.ends_with("/dbtcloud"))
+                {
+                    process.signal(Signal::SIGKILL);
+                }
+            }
+        }
+        self.until_idle().await;
+        if self.trigger(self.slow).await.is_some() && self.is_up() {
+            let pid = self.installation.pid();
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let began = Instant::now();
+        while self.is_up() {
+            assert!(began.elapsed() < LIMIT, "the server does not stop");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Waits until no run is open, or the server is dead.
+    async fn until_idle(&mut self) {
+        let began = Instant::now();
+        while self.is_up() {
+            let open = self.ask("SELECT CAST(run_id AS TEXT) FROM run_queue").await;
+            if open.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < LIMIT, "still open: {open:?}");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The whole workload without a kill; the places it reached.
+    pub async fn rehearse(&mut self) -> BTreeSet<String> {
+        let file = self.installation.path().join("seen");
+        self.installation.environment = vec![("DBTCLOUD_FAILPOINTS_SEEN", file.display().to_string())];
+        self.work().await;
+        self.let_time_pass().await;
+        // What a first round left is found by the second: logs to move, runs to take over.
+        self.work().await;
+        self.installation.environment.clear();
+        self.settle("rehearsal").await;
+        let ends = self
+            .ask("SELECT status || ': ' || coalesce(message, '') FROM runs ORDER BY id")
+            .await;
+        for status in ["success", "error", "cancelled"] {
+            assert!(
+                ends.iter().any(|end| end.starts_with(status)),
+                "none is {status}: {ends:#?}"
+            );
+        }
+        let seen = std::fs::read_to_string(&file).unwrap();
+        seen.lines().map(str::to_owned).collect()
+    }
+
+    /// The workload, until the server is killed at this place.
+    pub async fn die_at(&mut self, point: &str) {
+        self.installation.environment = vec![("DBTCLOUD_FAILPOINT", point.to_owned())];
+        self.work().await;
+        let ended = self.installation.ended().unwrap();
+        assert_eq!(ended.signal(), Some(9), "{point} was not reached: {ended}");
+        self.installation.environment.clear();
+    }
+
+    /// Starts the server as it is, waits until everything has ended, and asks the database.
+    pub async fn settle(&mut self, point: &str) {
+        self.let_time_pass().await;
+        self.installation.start().await;
+        let began = Instant::now();
+        let slow = self.slow;
+        loop {
+            let open = self.ask("SELECT CAST(run_id AS TEXT) FROM run_queue").await;
+            if open.is_empty() {
+                break;
+            }
+            assert!(began.elapsed() < LIMIT, "{point}: still open: {open:?}");
+            // Nobody waits for a run that only sleeps.
+            let asleep =
+                format!("SELECT CAST(run_id AS TEXT) FROM run_queue WHERE job_id = {slow} AND state <> 'cancelling'");
+            for run in self.numbers(&asleep).await {
+                self.post(&format!("v2/accounts/{{a}}/runs/{run}/cancel/"), &json!({}))
+                    .await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.check(point).await;
+        self.installation.stop().await;
+    }
+
+    async fn check(&self, point: &str) {
+        let runs = self.numbers("SELECT CAST(id AS TEXT) FROM runs").await;
+        let lost: Vec<_> = self.promised.difference(&runs).collect();
+        assert!(lost.is_empty(), "{point}: acknowledged and lost: {lost:?}");
+        for (what, statement) in [
+            (
+                "runs that are open for good",
+                "SELECT CAST(id AS TEXT) FROM runs WHERE status NOT IN ('success', 'warned', 'error', 'cancelled')",
+            ),
+            (
+                "two runs for one instant",
+                "SELECT CAST(job_id AS TEXT) FROM runs WHERE scheduled_for IS NOT NULL \
+                 GROUP BY job_id, scheduled_for HAVING count(*) > 1",
+            ),
+            (
+                "runs that were tried twice although no execution was lost",
+                "SELECT CAST(id AS TEXT) FROM runs WHERE attempt > 1",
+            ),
+            (
+                "gaps in the journal",
+                "SELECT CAST(run_id AS TEXT) FROM journal GROUP BY run_id HAVING max(sequence) <> count(*)",
+            ),
+            (
+                "runs without their end in the journal",
+                "SELECT CAST(id AS TEXT) FROM runs WHERE NOT EXISTS (SELECT 1 FROM journal WHERE run_id = id \
+                 AND body LIKE '%\"run\"%' AND body LIKE '%\"' || status || '\"%')",
+            ),
+            (
+                "runs whose steps are not whole in the database",
+                "SELECT CAST(run_id AS TEXT) FROM run_steps s WHERE log_bytes - log_first <> coalesce((SELECT sum(length) \
+                 FROM log_chunks c WHERE c.run_id = s.run_id AND c.step_index = s.step_index), 0)",
+            ),
+        ] {
+            let found = self.ask(statement).await;
+            assert!(found.is_empty(), "{point}: {what}: {found:?}");
+        }
+        self.check_logs(point).await;
+    }
+
+    /// Every run that went well has its whole log, wherever it is by now.
+    async fn check_logs(&self, point: &str) {
+        let newest = self
+            .ask("SELECT CAST(id AS TEXT) FROM runs WHERE status = 'success' ORDER BY id DESC LIMIT 3")
+            .await;
+        for run in newest {
+            let run: i64 = run.parse().unwrap();
+            let seen = self.installation.api().run(run).await.unwrap();
+            let log = seen["run_steps"][3]["logs"].as_str().unwrap_or_default();
+            assert!(fake::is_whole(log), "{point}: log of run {run}: {log}");
+        }
+    }
+
+    /// The logs of all that went well, after they were moved.
+    pub async fn finish(&mut self) {
+        self.let_time_pass().await;
+        self.installation.start().await;
+        until(LIMIT, || async {
+            let left = self.ask("SELECT CAST(run_id AS TEXT) FROM log_chunks").await;
+            left.is_empty().then_some(()).ok_or(left)
+        })
+        .await;
+        let well = self
+            .ask("SELECT CAST(id AS TEXT) FROM runs WHERE status = 'success' ORDER BY id")
+            .await;
+        assert!(well.len() > 5, "few runs went well: {well:?}");
+        self.check_logs("after all logs were moved").await;
+        self.installation.stop().await;
+    }
+}
