@@ -2,6 +2,7 @@
 //! get wrong (schema, faults, races between processes).
 
 mod faults;
+mod group;
 mod migrations;
 mod names;
 mod pace;

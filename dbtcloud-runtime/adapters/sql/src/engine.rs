@@ -6,6 +6,8 @@ mod list;
 mod options;
 mod pool;
 mod value;
+#[cfg(feature = "sqlite")]
+mod writer;
 
 pub(crate) use link::{Link, Row};
 pub(crate) use list::{Conditions, page};

@@ -10,6 +10,8 @@ use sqlx::{
     postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
 };
 
+#[cfg(feature = "sqlite")]
+use super::writer::{self, Writer};
 use super::{Engine, Link, Options};
 use crate::error::translate;
 
@@ -39,11 +41,10 @@ const AFTER_COMMIT: &str = "after_commit";
 pub(crate) enum Database {
     #[cfg(feature = "postgres")]
     Postgres(PgPool),
-    /// SQLite has one writer at a time: a pool of one queues writers here, fairly, and not by polling
-    /// inside SQLite. Readers see the last commit (WAL) and never wait.
+    /// SQLite has one writer at a time: writers queue here, fairly, and not by polling inside SQLite. Readers see the last commit (WAL) and never wait.
     #[cfg(feature = "sqlite")]
     Sqlite {
-        writer: SqlitePool,
+        writer: Writer,
         readers: SqlitePool,
         bells: crate::wakeups::Bells,
     },
@@ -91,7 +92,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { writer, .. } => writer.acquire().await.map(Borrowed::Sqlite),
+            Self::Sqlite { writer, .. } => writer.pool().acquire().await.map(Borrowed::Sqlite),
         };
         let connection = connection.map_err(translate)?;
         failpoint::reached("sql", call, BEFORE_COMMIT);
@@ -103,9 +104,8 @@ impl Database {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(pool) => pool.begin().await.map(Work::Postgres),
-            // At once, so that it cannot fail to upgrade from a read in the middle.
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { writer, .. } => writer.begin_with("BEGIN IMMEDIATE").await.map(Work::Sqlite),
+            Self::Sqlite { writer, .. } => return writer.begin().await.map(Work::Sqlite),
         }
         .map_err(translate)
     }
@@ -121,6 +121,7 @@ impl Database {
             Self::Postgres(pool) => counted(pool.size(), pool.num_idle()),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, readers, .. } => {
+                let writer = writer.pool();
                 counted(writer.size() + readers.size(), writer.num_idle() + readers.num_idle())
             }
         }
@@ -134,7 +135,7 @@ impl Database {
             Self::Sqlite { writer, readers, .. } => {
                 // Readers first: the last connection to close writes the WAL back.
                 readers.close().await;
-                writer.close().await;
+                writer.pool().close().await;
             }
         }
     }
@@ -182,7 +183,7 @@ pub(crate) enum Work {
     #[cfg(feature = "postgres")]
     Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
     #[cfg(feature = "sqlite")]
-    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+    Sqlite(writer::Member),
 }
 
 impl Work {
@@ -191,7 +192,7 @@ impl Work {
             #[cfg(feature = "postgres")]
             Self::Postgres(work) => Link::Postgres(work),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(work) => Link::Sqlite(work),
+            Self::Sqlite(work) => Link::Sqlite(work.connection()),
         }
     }
 
@@ -210,9 +211,15 @@ impl Work {
             #[cfg(feature = "postgres")]
             (Self::Postgres(work), false) => work.rollback().await,
             #[cfg(feature = "sqlite")]
-            (Self::Sqlite(work), true) => work.commit().await,
+            (Self::Sqlite(work), true) => {
+                work.commit().await?;
+                Ok(())
+            }
             #[cfg(feature = "sqlite")]
-            (Self::Sqlite(work), false) => work.rollback().await,
+            (Self::Sqlite(work), false) => {
+                work.take_back().await?;
+                Ok(())
+            }
         };
         failpoint::reached("sql", call, AFTER_COMMIT);
         let value = done?;
@@ -325,7 +332,7 @@ async fn connect_sqlite(url: &str, options: &Options) -> Result<Database> {
         fixed().max_connections(options.pool_size()).connect_lazy_with(reading)
     };
     Ok(Database::Sqlite {
-        writer,
+        writer: Writer::new(writer, options.acquire_timeout()),
         readers,
         bells: Default::default(),
     })
