@@ -37,9 +37,11 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 pub use artifacts::{CONCURRENCY, FILE_LIMIT, UPLOAD_LIMIT};
+pub(crate) use command::EXECUTING;
 pub use console::STEP_LOG_LIMIT_BYTES;
 pub use git::{GIT_LIMIT, LOCK_LIMIT};
 pub use invoke::SESSIONS_LIMIT;
+pub(crate) use nodes::INTERRUPTED;
 pub use redact::{ARTIFACT_SECRET_MIN_CHARS, MASK, SECRET_MIN_CHARS};
 pub use reporter::{COALESCE, HEARTBEAT, ITEM_LIMIT, MESSAGE_LIMIT_BYTES};
 pub use spool::{DISK_LIMIT_BYTES, MEMORY_LIMIT_BYTES, SEGMENT_BYTES};

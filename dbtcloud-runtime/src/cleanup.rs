@@ -145,7 +145,7 @@ async fn remove_orphans(plane: &ControlPlane) -> Result<u64> {
                     })
                     .await?;
                 removed += 1;
-                tracing::info!(%run, attempt, "orphaned execution removed");
+                tracing::info!(run_id = run.get(), attempt, "orphaned execution removed");
             }
         }
     }

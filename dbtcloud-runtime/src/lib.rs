@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod blueprint;
+pub mod census;
 pub mod cleanup;
 pub mod clock;
 pub mod config;
@@ -13,6 +14,7 @@ mod desk;
 pub mod dial;
 mod driver;
 pub mod engine;
+pub mod lineage;
 pub mod metrics;
 pub mod outbox;
 pub mod plan;

@@ -185,6 +185,8 @@ pub struct Metrics {
     pub deliveries: Counter,
     /// Tries to tell one that failed.
     pub deliveries_failed: Counter,
+    /// Deliveries that consumers have still to be given, as last seen.
+    pub outbox_depth: Gauges<1>,
     /// Develop sessions that have not ended, by state, as last seen.
     pub sessions: Gauges<1>,
     /// Things that cleanup removed, by kind.

@@ -120,7 +120,7 @@ async fn hand_over(plane: &ControlPlane, consumer: Consumer, delivery: &Delivery
         Ok(Handled::Later(at)) => Some(at),
         Err(error) if error.kind() != ErrorKind::Unavailable && delivery.tries >= TRIES_LIMIT => {
             tracing::error!(
-                consumer = consumer.name(), run = %event.run, tries = delivery.tries, error = %error.chain(),
+                consumer = consumer.name(), account_id = event.account.get(), run_id = event.run.get(), tries = delivery.tries, error = %error.chain(),
                 "delivery given up"
             );
             None
@@ -128,7 +128,7 @@ async fn hand_over(plane: &ControlPlane, consumer: Consumer, delivery: &Delivery
         Err(error) => {
             plane.metrics().deliveries_failed.add(1);
             tracing::warn!(
-                consumer = consumer.name(), run = %event.run, tries = delivery.tries, error = %error.chain(),
+                consumer = consumer.name(), account_id = event.account.get(), run_id = event.run.get(), tries = delivery.tries, error = %error.chain(),
                 "delivery failed; it is tried again"
             );
             Some(plane.clock().now().plus(pause_after(delivery.tries)))

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{Consume, Follow};
 use crate::trace::{self, Tracer, log_span};
 use crate::wakeups::Bells;
-use crate::{cleanup, desk, outbox, scheduler, wakeups};
+use crate::{census, cleanup, desk, outbox, scheduler, wakeups};
 
 /// Which loops a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,6 +385,8 @@ impl ControlPlane {
             let token = shutdown.clone();
             let (plane, shutdown) = (self.clone(), shutdown.clone());
             loops.spawn(async move { cleanup::run(&plane, &shutdown).await });
+            let (plane, shutdown) = (self.clone(), token.clone());
+            loops.spawn(async move { census::run(&plane, &shutdown).await });
             for consumer in Consumer::ALL {
                 let (plane, shutdown) = (self.clone(), token.clone());
                 loops.spawn(async move { outbox::run(&plane, consumer, &shutdown).await });

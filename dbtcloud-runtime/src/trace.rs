@@ -260,14 +260,14 @@ pub fn spans(run: &Run, steps: &[RunStep], events: &[Event]) -> Vec<Span> {
 }
 
 /// A node as the events of a run have it in the end.
-struct Node<'a> {
-    resource_type: &'a str,
-    status: &'a str,
-    began_at: Timestamp,
-    ended_at: Timestamp,
+pub(crate) struct Node<'a> {
+    pub(crate) resource_type: &'a str,
+    pub(crate) status: &'a str,
+    pub(crate) began_at: Timestamp,
+    pub(crate) ended_at: Timestamp,
 }
 
-fn nodes(events: &[Event]) -> BTreeMap<(u32, &str), Node<'_>> {
+pub(crate) fn nodes(events: &[Event]) -> BTreeMap<(u32, &str), Node<'_>> {
     let mut nodes = BTreeMap::new();
     for event in events {
         let EventBody::Node { node } = &event.body else {

@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dbtcloud_core::ErrorKind;
+use dbtcloud_core::ports::Consumer;
+use dbtcloud_core::secret::Secret;
 use dbtcloud_local::{DirectoryVolume, LocalExecutor};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
+use dbtcloud_runtime::lineage::Lineage;
 use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
@@ -163,6 +166,14 @@ pub async fn compose(
     if let Some(otlp) = &otlp {
         builder = builder.tracer(otlp.clone());
     }
+    if let Some(lineage) = &settings.lineage {
+        let key = match &lineage.api_key_file {
+            Some(path) => Some(secret_in(path).context("openlineage_api_key_file")?),
+            None => None,
+        };
+        let lineage = Lineage::new(&lineage.url, key, lineage.namespace.clone()).map_err(told)?;
+        builder = builder.consumer(Consumer::Lineage, lineage);
+    }
     let plane = builder.build();
     Ok(Composed {
         plane,
@@ -183,6 +194,15 @@ pub fn roles(settings: &Settings) -> Roles {
 /// An error of ours with its causes, for a person.
 fn told(error: dbtcloud_core::Error) -> anyhow::Error {
     anyhow::anyhow!("{}", error.chain())
+}
+
+/// The secret that a file has, without the end of its line.
+fn secret_in(path: &Path) -> anyhow::Result<Secret> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    match text.trim() {
+        "" => bail!("{} is empty", path.display()),
+        text => Ok(Secret::new(text)),
+    }
 }
 
 /// What agents find in their environment beside what their driver tells them.

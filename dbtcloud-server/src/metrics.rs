@@ -260,6 +260,11 @@ fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> 
             Count(&plane.fenced_reports),
         ),
         (
+            "outbox_depth",
+            "Deliveries that consumers have still to be given, in all of the installation",
+            levels(&["consumer"], &plane.outbox_depth),
+        ),
+        (
             "develop_sessions",
             "Develop sessions that have not ended, in all of the installation",
             levels(&["state"], &plane.sessions),

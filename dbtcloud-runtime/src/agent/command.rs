@@ -27,7 +27,7 @@ const DEFERRABLE: [&str; 11] = [
     "build", "compile", "docs", "list", "ls", "run", "seed", "show", "snapshot", "source", "test",
 ];
 /// Subcommands that execute nodes; the others only look at them.
-const EXECUTING: [&str; 9] = [
+pub(crate) const EXECUTING: [&str; 9] = [
     "build",
     "clone",
     "retry",

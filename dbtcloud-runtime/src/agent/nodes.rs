@@ -14,7 +14,7 @@ use crate::protocol::Counted;
 /// Names of failed nodes that a message holds.
 const NAMED: usize = 5;
 /// The status of a node that had begun when dbt ended.
-const INTERRUPTED: &str = "interrupted";
+pub(crate) const INTERRUPTED: &str = "interrupted";
 
 /// What is known of the nodes of one command.
 #[derive(Debug, Default)]

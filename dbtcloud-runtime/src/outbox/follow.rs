@@ -86,7 +86,7 @@ async fn follow(plane: &ControlPlane, run: &Run, job: &Record<Job>) -> Result<()
             plane.ring(Bell::Queue);
         }
         Err(error) => {
-            tracing::warn!(job = %job.id, error = %error.chain(), "chained job cannot be started");
+            tracing::warn!(account_id = job.account.get(), job_id = job.id.get(), error = %error.chain(), "chained job cannot be started");
         }
     }
     Ok(())
@@ -118,7 +118,12 @@ async fn deactivate(plane: &ControlPlane, run: &Run) -> Result<()> {
     };
     job.body.deactivated = true;
     match plane.save_job(&job).await {
-        Ok(_) => tracing::warn!(job = %job.id, failures, "job deactivated after failures in a row"),
+        Ok(_) => tracing::warn!(
+            account_id = job.account.get(),
+            job_id = job.id.get(),
+            failures,
+            "job deactivated after failures in a row"
+        ),
         Err(error) if error.kind() == ErrorKind::Conflict => {}
         Err(error) => return Err::<(), Error>(error),
     }

@@ -150,7 +150,7 @@ impl Reader {
     fn lineage(&mut self, base: &Path) -> Option<Lineage> {
         let api_key_file = self.text("openlineage_api_key_file").map(|path| base.join(path));
         let namespace = self.text("openlineage_namespace");
-        let Some(url) = self.url("openlineage_url", &["http"]) else {
+        let Some(url) = self.url("openlineage_url", &["http", "https"]) else {
             if api_key_file.is_some() || namespace.is_some() {
                 self.problem(
                     "openlineage_url",

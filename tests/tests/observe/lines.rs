@@ -33,7 +33,10 @@ pub fn check(log: &Path, account: i64, runs: &Played) {
             .collect();
         for line in &of_run {
             assert_eq!(line.get("account_id"), Some(&account.into()), "{line:?}");
-            assert_eq!(line.get("job_id"), Some(&run["job_definition_id"]), "{line:?}");
+            // A delivery that fails may fail because its run cannot be read.
+            if line["target"] != "dbtcloud_runtime::outbox" {
+                assert_eq!(line.get("job_id"), Some(&run["job_definition_id"]), "{line:?}");
+            }
         }
         for said in ["run begins", "run ended"] {
             let count = of_run.iter().filter(|line| line["message"] == said).count();

@@ -1,6 +1,8 @@
 //! One real server, one run that ends well, one that fails and one that is cancelled: what can be seen of them.
 
+mod lineage;
 mod lines;
+mod names;
 mod numbers;
 mod receiver;
 mod stage;
@@ -16,7 +18,9 @@ async fn a_success_a_failure_and_a_cancellation_are_seen_in_every_way() {
     numbers::before(&Scrape::of(&base).await);
     let runs = stage.play().await;
     numbers::after(&Scrape::of(&base).await, &runs);
+    names::check(&Scrape::of(&base).await);
     traces::check(&stage.receiver, &runs).await;
+    lineage::check(&stage.receiver, stage.installation.api().account, &runs).await;
     stage.installation.stop().await;
     let account = stage.installation.api().account;
     lines::check(&stage.installation.log(), account, &runs);

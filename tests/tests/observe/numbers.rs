@@ -5,7 +5,7 @@ use dbtcloud_tests::scrape::Scrape;
 use crate::stage::Played;
 
 /// What users were promised: name and type. `docs/observe.md` explains them.
-const PROMISED: [(&str, &str); 25] = [
+pub const PROMISED: [(&str, &str); 28] = [
     ("dbtcloud_runs", "counter"),
     ("dbtcloud_runs_in_progress", "gauge"),
     ("dbtcloud_run_queue_depth", "gauge"),
@@ -31,6 +31,9 @@ const PROMISED: [(&str, &str); 25] = [
     ("dbtcloud_wakeups_listening", "gauge"),
     ("dbtcloud_wakeups_lost", "counter"),
     ("dbtcloud_leader", "gauge"),
+    ("dbtcloud_outbox_deliveries", "counter"),
+    ("dbtcloud_outbox_depth", "gauge"),
+    ("dbtcloud_outbox_delivery_failures", "counter"),
 ];
 /// Labels that would have no bound.
 const FORBIDDEN: [&str; 7] = ["account", "account_id", "job", "job_id", "run", "run_id", "project_id"];

@@ -26,6 +26,10 @@ pub struct Played {
 pub const CALLER_TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 pub const CALLER_SPAN: &str = "00f067aa0ba902b7";
 
+/// What the OpenLineage service is told by.
+pub const LINEAGE_NAMESPACE: &str = "test-installation";
+pub const LINEAGE_KEY: &str = "lineage-key-1";
+
 pub struct Stage {
     pub installation: Installation,
     pub receiver: Receiver,
@@ -35,7 +39,28 @@ impl Stage {
     pub async fn new() -> Self {
         let receiver = Receiver::listen().await;
         let url = receiver.url.clone();
-        let mut stage = Self::with(&["--log-format", "json", "--otlp-endpoint", &url]).await;
+        let keys = tempfile::tempdir().unwrap();
+        let key = keys.path().join("key");
+        std::fs::write(&key, format!("{LINEAGE_KEY}\n")).unwrap();
+        let arguments = [
+            "--log-format",
+            "json",
+            "--otlp-endpoint",
+            &url,
+            "--openlineage-url",
+            &url,
+        ];
+        let key = key.to_string_lossy();
+        let lineage = [
+            "--openlineage-namespace",
+            LINEAGE_NAMESPACE,
+            "--openlineage-api-key-file",
+            &key,
+        ];
+        // The first events are refused: they come again.
+        receiver.heard().refuse = 2;
+        let mut stage = Self::with(&[arguments.as_slice(), &lineage].concat()).await;
+        stage.installation.expected = vec!["delivery failed; it is tried again"];
         stage.receiver = receiver;
         stage
     }
