@@ -146,12 +146,15 @@ pub async fn compose(
     }
     let agent = AgentLaunch {
         command: vec![program.display().to_string(), "agent".to_owned()],
-        server: format!("unix:{}", socket.display()),
+        server: match &settings.agent_url {
+            Some(url) => url.clone(),
+            None => format!("unix:{}", socket.display()),
+        },
         work_dir,
         cache_dir,
         environment: agent_environment(settings, environment),
     };
-    let instance = format!("{}-{}", host_name(), std::process::id());
+    let instance = instance();
     let otlp = match &settings.otlp_endpoint {
         Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &instance)?)),
         None => None,
@@ -181,6 +184,12 @@ pub async fn compose(
         otlp,
         _alone: alone,
     })
+}
+
+/// A name that no other process has, also not one of an earlier life of this machine: containers begin to count
+/// their processes anew.
+pub fn instance() -> String {
+    format!("{}-{}-{:08x}", host_name(), std::process::id(), rand::random::<u32>())
 }
 
 /// The loops that the roles of the settings ask for.
@@ -215,6 +224,9 @@ fn agent_environment(
     set(AGENT_LOG, &settings.log);
     let json = settings.log_format == LogFormat::Json;
     set(AGENT_LOG_FORMAT, if json { "json" } else { "text" });
+    if let Some(file) = &settings.agent_ca {
+        set("DBTCLOUD_SERVER_CA", &file.display().to_string());
+    }
     if let Some(endpoint) = &settings.otlp_endpoint {
         // A dbt that traces itself sends to the same place, below the step it works for.
         set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);

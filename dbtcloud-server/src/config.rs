@@ -98,6 +98,14 @@ pub struct Settings {
     pub key_file: PathBuf,
     /// Runs that this process drives at one time.
     pub run_capacity: usize,
+    /// Apps that a gateway passes requests to.
+    pub app_urls: Vec<String>,
+    /// Where agents reach an app; a unix socket in the data directory when absent.
+    pub agent_url: Option<String>,
+    /// Authorities that vouch for it.
+    pub agent_ca: Option<PathBuf>,
+    /// Seconds that a gateway or app goes on serving, not ready, when asked to stop.
+    pub drain_seconds: u64,
     /// Seconds between interrupt and kill.
     pub grace_seconds: u64,
     /// The collector of traces.
@@ -138,6 +146,11 @@ impl Settings {
     /// Whether the database is a file of this server alone.
     pub fn is_embedded(&self) -> bool {
         self.database_url.starts_with("sqlite:")
+    }
+
+    /// Whether this process only passes requests on: it needs no database then.
+    pub fn is_gateway_alone(&self) -> bool {
+        self.roles == [Role::Gateway]
     }
 
     /// Whether this process has a role.

@@ -2,6 +2,8 @@
 //! few pages that need no token.
 
 mod pages;
+#[cfg(feature = "cli")]
+pub(crate) mod proxy;
 
 use std::panic::AssertUnwindSafe;
 
@@ -173,6 +175,9 @@ async fn observed(State(app): State<App>, mut request: Request, next: Next) -> R
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, value);
+    }
+    if app.options.draining.is_cancelled() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     headers
         .entry(header::CACHE_CONTROL)

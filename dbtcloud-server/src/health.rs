@@ -85,7 +85,9 @@ pub(crate) async fn alive() -> &'static str {
 /// 200 when everything vital answers, 503 with the reasons otherwise.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
     let readiness = Readiness::of(&app.plane).await;
-    let status = if readiness.is_ready() {
+    let draining = app.options.draining.is_cancelled();
+    let ready = readiness.is_ready() && !draining;
+    let status = if ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -101,7 +103,8 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
         })
         .collect();
     let body = json!({
-        "ready": readiness.is_ready(),
+        "ready": ready,
+        "draining": draining,
         "components": components,
         "scheduler_idle_seconds": readiness.scheduler_idle_seconds,
     });

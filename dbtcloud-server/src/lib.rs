@@ -68,6 +68,9 @@ pub struct Options {
     pub keep_alive: Duration,
     /// Who tells who has a token; the catalog's tokens when absent.
     pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Once cancelled, this server is about to stop: it answers what comes, is not ready, closes each connection
+    /// after its answer, and ends live tails, which go on elsewhere by `Last-Event-ID`.
+    pub draining: tokio_util::sync::CancellationToken,
     /// Tells the connections to the database, for `/metrics`.
     pub connections: Option<Arc<dyn Fn() -> Connections + Send + Sync>>,
 }
@@ -80,6 +83,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
             authenticator: None,
+            draining: tokio_util::sync::CancellationToken::new(),
             connections: None,
         }
     }

@@ -161,7 +161,11 @@ pub(crate) async fn events(call: Call) -> Answer {
     let keep_alive = KeepAlive::new()
         .interval(call.app.options.keep_alive)
         .text("still here");
-    let response: Response = Sse::new(messages(events)).keep_alive(keep_alive).into_response();
+    // A tail that is cut by a server that stops is resumed elsewhere.
+    let draining = call.app.options.draining.clone().cancelled_owned();
+    let response: Response = Sse::new(messages(events).take_until(draining))
+        .keep_alive(keep_alive)
+        .into_response();
     Ok(response)
 }
 

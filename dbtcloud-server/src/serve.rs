@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use dbtcloud_runtime::dial::Dialer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::compose::{self, Composed};
 use crate::config::{Role, Settings};
+use crate::gateway::proxy::Gateway;
 use crate::tls::TlsListener;
 use crate::{Connections, Options};
 
@@ -20,7 +22,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What is in the way, and what to do about it.
-pub async fn serve(settings: &Settings, composed: Composed, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(settings: &Settings, composed: Composed, shutdown: Shutdown) -> anyhow::Result<()> {
     let listener = listen(settings).await?;
     serve_on(listener, settings, &composed, shutdown).await
 }
@@ -46,10 +48,12 @@ pub async fn serve_on(
     listener: TcpListener,
     settings: &Settings,
     composed: &Composed,
-    shutdown: CancellationToken,
+    shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let (plane, storage) = (composed.plane.clone(), composed.storage.clone());
+    let draining = CancellationToken::new();
     let options = Options {
+        draining: draining.clone(),
         public_url: settings.public_url.clone(),
         connections: Some(Arc::new(move || {
             let (idle, used) = storage.connections();
@@ -62,6 +66,10 @@ pub async fn serve_on(
         crate::router(plane.clone(), options)
     } else {
         crate::probes(plane.clone(), options)
+    };
+    let router = match settings.has(Role::App) && settings.agent_url.is_some() {
+        true => router.merge(plane.agent_router()),
+        false => router,
     };
     let tls = match &settings.tls {
         Some(tls) => Some(TlsListener::bind(tls).await?),
@@ -78,26 +86,11 @@ pub async fn serve_on(
         tracing::info!(tls_address = %address, "serving with TLS");
     }
     tracing::info!(%address, roles = roles.join(","), "serving");
-    let server = axum::serve(listener, router.clone()).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let secure = async {
-        let Some(tls) = tls else { return Ok(()) };
-        axum::serve(tls, router)
-            .with_graceful_shutdown(shutdown.clone().cancelled_owned())
-            .await
-    };
-    let late = async {
-        shutdown.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    let served = tokio::select! {
-        served = async { tokio::try_join!(server.into_future(), secure) } => {
-            served.map(|_| ()).context("the server ended")
-        }
-        () = late => {
-            tracing::info!("some requests did not finish in time");
-            Ok(())
-        }
-    };
+    let drain = Duration::from_secs(if doors { settings.drain_seconds } else { 0 });
+    let served = until_stopped(listener, tls, router, &shutdown, &draining, drain).await;
+    if shutdown.at_once.is_cancelled() {
+        return served;
+    }
     running
         .stop()
         .await
@@ -109,21 +102,104 @@ pub async fn serve_on(
     served
 }
 
-/// Resolves when the process is asked to end: SIGTERM or SIGINT.
+/// Serves both listeners. Asked to stop, it first says so and goes on for `drain`, so that whoever sends requests
+/// here turns elsewhere; then nothing is accepted any more and what is under way may finish.
+async fn until_stopped(
+    listener: TcpListener,
+    tls: Option<TlsListener>,
+    router: axum::Router,
+    shutdown: &Shutdown,
+    draining: &CancellationToken,
+    drain: Duration,
+) -> anyhow::Result<()> {
+    let closing = CancellationToken::new();
+    let server = axum::serve(listener, router.clone()).with_graceful_shutdown(closing.clone().cancelled_owned());
+    let secure = async {
+        let Some(tls) = tls else { return Ok(()) };
+        axum::serve(tls, router)
+            .with_graceful_shutdown(closing.clone().cancelled_owned())
+            .await
+    };
+    let late = async {
+        shutdown.asked.cancelled().await;
+        draining.cancel();
+        tokio::time::sleep(drain).await;
+        closing.cancel();
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = async { tokio::try_join!(server.into_future(), secure) } => {
+            served.map(|_| ()).context("the server ended")
+        }
+        () = late => {
+            tracing::info!("some requests did not finish in time");
+            Ok(())
+        }
+        () = shutdown.at_once.cancelled() => {
+            tracing::info!("asked twice: stopping at once");
+            Ok(())
+        }
+    }
+}
+
+/// Serves a gateway that has its apps elsewhere.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub async fn gateway(settings: &Settings, shutdown: Shutdown) -> anyhow::Result<()> {
+    let listener = listen(settings).await?;
+    let tls = match &settings.tls {
+        Some(tls) => Some(TlsListener::bind(tls).await?),
+        None => None,
+    };
+    let dialer = match settings.app_urls.iter().any(|url| url.starts_with("https:")) {
+        true => Dialer::secure(settings.agent_ca.as_deref()).map_err(|error| anyhow::anyhow!("{}", error.chain()))?,
+        false => Dialer::plain(),
+    };
+    let draining = CancellationToken::new();
+    let gateway = Gateway::new(
+        &settings.app_urls,
+        dialer,
+        settings.agent_url.is_some(),
+        compose::instance(),
+        draining.clone(),
+    );
+    let watch = tokio::spawn(gateway.clone().watch());
+    let address = listener.local_addr()?;
+    tracing::info!(%address, roles = "gateway", "serving");
+    let drain = Duration::from_secs(settings.drain_seconds);
+    let served = until_stopped(listener, tls, gateway.router(), &shutdown, &draining, drain).await;
+    watch.abort();
+    tracing::info!("stopped");
+    served
+}
+
+/// How a process is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// It is to finish what it does and end.
+    pub asked: CancellationToken,
+    /// It is to end now; others take over when its leases have run out.
+    pub at_once: CancellationToken,
+}
+
+/// Hears SIGTERM and SIGINT: the first asks the process to end, the second ends it at once.
 ///
 /// # Errors
 /// When signals cannot be listened for.
-pub fn on_signal() -> anyhow::Result<CancellationToken> {
+pub fn on_signal() -> anyhow::Result<Shutdown> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let token = CancellationToken::new();
-    let asked = token.clone();
+    let shutdown = Shutdown::default();
+    let told = shutdown.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for token in [told.asked, told.at_once] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            token.cancel();
         }
-        asked.cancel();
     });
-    Ok(token)
+    Ok(shutdown)
 }

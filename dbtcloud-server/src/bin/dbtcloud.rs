@@ -137,6 +137,10 @@ fn serving(settings: &Settings) -> anyhow::Result<ExitCode> {
     log(settings)?;
     runtime()?.block_on(async {
         let shutdown = serve::on_signal()?;
+        if settings.is_gateway_alone() {
+            serve::gateway(settings, shutdown).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         let composed = compose::compose(settings, program, environment()).await?;
         serve::serve(settings, composed, shutdown).await?;

@@ -49,6 +49,18 @@ pub struct Given {
     /// Runs that this process drives at one time [default: 64]
     #[arg(long, env = "DBTCLOUD_RUN_CAPACITY", value_name = "N")]
     pub run_capacity: Option<String>,
+    /// An app that a gateway passes requests to, http://host:port; repeatable
+    #[arg(long, env = "DBTCLOUD_APP_URL", value_name = "URL", value_delimiter = ',')]
+    pub app_url: Option<Vec<String>>,
+    /// Where agents reach an app, http(s)://host:port [default: a unix socket in the data directory]
+    #[arg(long, env = "DBTCLOUD_AGENT_URL", value_name = "URL")]
+    pub agent_url: Option<String>,
+    /// PEM file of the authorities that vouch for agent_url [default: the machine's]
+    #[arg(long, env = "DBTCLOUD_AGENT_CA", value_name = "FILE")]
+    pub agent_ca: Option<String>,
+    /// Seconds that a gateway or app goes on serving, not ready, when asked to stop [default: 0 embedded, 5 otherwise]
+    #[arg(long, env = "DBTCLOUD_DRAIN_SECONDS", value_name = "N")]
+    pub drain_seconds: Option<String>,
     /// Seconds between the interrupt and the kill of a run that is stopped [default: 10]
     #[arg(long, env = "DBTCLOUD_GRACE_SECONDS", value_name = "N")]
     pub grace_seconds: Option<String>,
@@ -70,10 +82,14 @@ pub struct Given {
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 23] = [
+    "agent_ca",
+    "agent_url",
+    "app_url",
     "artifacts_url",
     "data_dir",
     "database_url",
+    "drain_seconds",
     "grace_seconds",
     "key_file",
     "listen",
@@ -94,7 +110,7 @@ pub const KEYS: [&str; 19] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 17] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 20] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -109,6 +125,9 @@ impl Given {
             ("key_file", &self.key_file),
             ("run_capacity", &self.run_capacity),
             ("grace_seconds", &self.grace_seconds),
+            ("agent_url", &self.agent_url),
+            ("agent_ca", &self.agent_ca),
+            ("drain_seconds", &self.drain_seconds),
             ("otlp_endpoint", &self.otlp_endpoint),
             ("openlineage_url", &self.openlineage_url),
             ("openlineage_api_key_file", &self.openlineage_api_key_file),

@@ -81,6 +81,9 @@ impl Reader {
         if let Some(roles) = &given.role {
             self.values.insert("role", roles.join(","));
         }
+        if let Some(urls) = &given.app_url {
+            self.values.insert("app_url", urls.join(","));
+        }
         for (key, set) in given.switches() {
             if set {
                 self.values.insert(key, "true".to_owned());
@@ -120,6 +123,22 @@ impl Reader {
             );
         }
         Some(text)
+    }
+
+    fn app_urls(&mut self) -> Vec<String> {
+        let text = self.text("app_url").unwrap_or_default();
+        let urls: Vec<String> = text
+            .split(',')
+            .map(|url| url.trim().trim_end_matches('/').to_owned())
+            .filter(|url| !url.is_empty())
+            .collect();
+        let fine = |url: &String| {
+            url::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host())
+        };
+        if !urls.iter().all(fine) {
+            self.problem("app_url", "expected URLs such as http://app-1:8080");
+        }
+        urls
     }
 
     fn tls(&mut self, base: &Path) -> Option<Tls> {
@@ -210,6 +229,18 @@ impl Reader {
         if grace_seconds > 3_600 {
             self.problem("grace_seconds", "expected a number of seconds from 0 to 3600");
         }
+        let shared = !database_url.starts_with("sqlite:");
+        let drain_seconds = self.read(
+            "drain_seconds",
+            if shared { 5 } else { 0 },
+            "a number of seconds from 0 to 3600",
+        );
+        if drain_seconds > 3_600 {
+            self.problem("drain_seconds", "expected a number of seconds from 0 to 3600");
+        }
+        let app_urls = self.app_urls();
+        let agent_url = self.url("agent_url", &["http", "https"]);
+        let agent_ca = self.text("agent_ca").map(|path| absolute(&path));
         let migrate = self.read("migrate", false, "true or false");
         let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
         let lineage = self.lineage(base);
@@ -230,12 +261,20 @@ impl Reader {
             log,
             key_file,
             run_capacity,
+            app_urls,
+            agent_url,
+            agent_ca,
+            drain_seconds,
             grace_seconds,
             otlp_endpoint,
             lineage,
             migrate,
         };
-        if !settings.is_embedded() && self.text("key_file").is_none() {
+        if settings.is_gateway_alone() {
+            if settings.app_urls.is_empty() {
+                self.problem("app_url", "expected the apps that this gateway passes requests to");
+            }
+        } else if !settings.is_embedded() && self.text("key_file").is_none() {
             self.problem("key_file", "expected a file that all servers of this database share");
         }
         if self.problems.is_empty() {

@@ -35,6 +35,12 @@ impl Settings {
                 text("openlineage_api_key_file", file.display().to_string());
             }
         }
+        if let Some(url) = &self.agent_url {
+            text("agent_url", redact(url));
+        }
+        if let Some(file) = &self.agent_ca {
+            text("agent_ca", file.display().to_string());
+        }
         if let Some(tls) = &self.tls {
             text("tls_listen", tls.listen.to_string());
             text("tls_cert", tls.certificate.display().to_string());
@@ -44,6 +50,9 @@ impl Settings {
         table.insert("role".to_owned(), toml::Value::Array(roles));
         let number = |value: u64| toml::Value::Integer(i64::try_from(value).unwrap_or(i64::MAX));
         table.insert("run_capacity".to_owned(), number(self.run_capacity as u64));
+        let apps = self.app_urls.iter().map(|url| toml::Value::from(redact(url))).collect();
+        table.insert("app_url".to_owned(), toml::Value::Array(apps));
+        table.insert("drain_seconds".to_owned(), number(self.drain_seconds));
         table.insert("grace_seconds".to_owned(), number(self.grace_seconds));
         table.insert("migrate".to_owned(), toml::Value::Boolean(self.migrate));
         table.to_string()

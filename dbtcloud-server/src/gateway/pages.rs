@@ -37,6 +37,11 @@ fn page(title: &str, body: &str) -> String {
 
 /// `/`: answers 200 without a token; clients test their connection so.
 pub(crate) async fn status(State(app): State<App>) -> Response {
+    status_of(&app.plane.config().instance)
+}
+
+/// The same of a process by its name.
+pub(crate) fn status_of(instance: &str) -> Response {
     let body = format!(
         "<h1>dbtcloud</h1><p>Version {version}. This server speaks dbt Cloud's API.</p>\
          <ul><li>API: <code>/api/v2/</code> and <code>/api/v3/</code></li>\
@@ -45,7 +50,7 @@ pub(crate) async fn status(State(app): State<App>) -> Response {
          <p>Documentation: <code>{docs}</code></p><p>This process is <code>{instance}</code>.</p>",
         version = escape(env!("CARGO_PKG_VERSION")),
         docs = escape(env!("CARGO_PKG_REPOSITORY")),
-        instance = escape(&app.plane.config().instance),
+        instance = escape(instance),
     );
     html(StatusCode::OK, page("dbtcloud", &body))
 }
