@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use dbtcloud_core::catalog::{Draft, Kind, Query, Row};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::ports::*;
-use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStep};
+use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
 use dbtcloud_core::{Error, Page, Paged, Result, Timestamp};
 use dbtcloud_runtime::clock::SystemClock;
@@ -96,6 +96,13 @@ forward! {
         writes update(id: i64, version: u64, draft: Draft) -> Row =
             format!("{} {id} of account {}, version {version}", draft.kind.noun(), draft.account);
         reads scan(kind: Kind, after: i64, limit: u32) -> Vec<Row>;
+    }
+    History {
+        writes prepare(now: Timestamp) -> () = format!("months from {now}");
+        reads months() -> Vec<Month>;
+        reads ended(account: Option<AccountId>, after: RunId, before: RunId, limit: u32) -> Vec<(AccountId, RunId)>;
+        writes forget(runs: &[RunId]) -> u64 = format!("{} runs", runs.len());
+        writes drop_month(month: Month) -> () = format!("month {month}");
     }
     Journal {
         reads of_run(account: AccountId, run: RunId, after: u64, limit: u32) -> Vec<Event>;

@@ -9,6 +9,7 @@ mod artifacts;
 mod catalog;
 mod clock;
 mod executor;
+mod history;
 mod journal;
 mod leases;
 mod logs;
@@ -28,6 +29,7 @@ pub use artifacts::{
 pub use catalog::Catalog;
 pub use clock::Clock;
 pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits};
+pub use history::{History, MONTHS_AHEAD};
 pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
@@ -46,12 +48,26 @@ pub use wakeups::{Bell, BellStream, Wakeups};
 /// All storage ports together, for the builder that is given one storage. No function but a builder may
 /// ask for it: a function asks for the traits it uses.
 pub trait Storage:
-    Catalog + Journal + Leases + Logs + Outbox + Runs + Schedules + Sessions + Tickets + Wakeups + Send + Sync + 'static
+    Catalog
+    + History
+    + Journal
+    + Leases
+    + Logs
+    + Outbox
+    + Runs
+    + Schedules
+    + Sessions
+    + Tickets
+    + Wakeups
+    + Send
+    + Sync
+    + 'static
 {
 }
 
 impl<T> Storage for T where
     T: Catalog
+        + History
         + Journal
         + Leases
         + Logs

@@ -2,6 +2,7 @@
 
 mod compose;
 mod line;
+mod month;
 mod queue;
 mod status;
 mod steps;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use compose::Request;
 pub use line::{Host, Line};
+pub use month::{Month, RUN_IDS_PER_MONTH};
 pub use queue::{Admission, Busy, Decision, Limits, QueueSnapshot, WaitReason, Waiting, admit};
 pub use status::{Illegal, RunEvent, RunStatus, StepEvent, StepStatus};
 pub use steps::{StepKind, StepPlan, plan_steps};

@@ -66,6 +66,7 @@ pub async fn round(plane: &ControlPlane) -> Result<Cleaned> {
     if held.is_none() {
         return Ok(Cleaned::default());
     }
+    plane.history().prepare(now).await?;
     heal_hands(plane).await?;
     let cleaned = Cleaned {
         executions: remove_orphans(plane).await?,

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Bell, Catalog, Clock, Consumer, Executor, Journal, Leases, Logs, Outbox, Owner, Runs, Schedules,
-    Sessions, Storage, Tickets, Vault, Volume, Wakeups,
+    Artifacts, Bell, Catalog, Clock, Consumer, Executor, History, Journal, Leases, Logs, Outbox, Owner, Runs,
+    Schedules, Sessions, Storage, Tickets, Vault, Volume, Wakeups,
 };
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
@@ -200,6 +200,11 @@ impl ControlPlane {
 
     /// Step logs in the database. [`ControlPlane::step_log`] also reads those that were moved.
     pub fn logs(&self) -> &dyn Logs {
+        &*self.shared.storage
+    }
+
+    /// What is kept of runs that have ended.
+    pub fn history(&self) -> &dyn History {
         &*self.shared.storage
     }
 

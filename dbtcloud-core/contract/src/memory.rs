@@ -5,6 +5,7 @@ mod artifacts;
 mod catalog;
 mod clock;
 mod executor;
+mod history;
 mod leases;
 mod logs;
 mod outbox;

@@ -16,8 +16,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage, Tickets, Volume,
-    Wakeups,
+    Artifacts, Catalog, Clock, History, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage, Tickets,
+    Volume, Wakeups,
 };
 
 /// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
@@ -49,6 +49,7 @@ pub mod catalog;
 pub mod changes;
 pub mod clock;
 pub mod executor;
+pub mod history;
 pub mod journal;
 pub mod leases;
 pub mod lines;
@@ -131,6 +132,8 @@ impl Subject<Arc<dyn Clock>> {
 pub struct Stores {
     /// Its catalog.
     pub catalog: Arc<dyn Catalog>,
+    /// Its history.
+    pub history: Arc<dyn History>,
     /// Its journal.
     pub journal: Arc<dyn Journal>,
     /// Its leases.
@@ -156,6 +159,7 @@ impl Stores {
     pub fn of<S: Storage>(storage: Arc<S>) -> Self {
         Self {
             catalog: storage.clone(),
+            history: storage.clone(),
             journal: storage.clone(),
             leases: storage.clone(),
             logs: storage.clone(),
@@ -210,6 +214,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("agents", agents::CASES),
         ("catalog", catalog::CASES),
         ("changes", changes::CASES),
+        ("history", history::CASES),
         ("journal", journal::CASES),
         ("leases", leases::CASES),
         ("lines", lines::CASES),
@@ -252,6 +257,9 @@ macro_rules! storage_suite {
             }
             mod changes {
                 $crate::changes_cases!(super::factory, $([$meta])*);
+            }
+            mod history {
+                $crate::history_cases!(super::factory, $([$meta])*);
             }
             mod journal {
                 $crate::journal_cases!(super::factory, $([$meta])*);

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use dbtcloud_core::ports::Clock;
+use dbtcloud_core::ports::{Clock, History};
 use dbtcloud_runtime::agent::{self, AgentConfig};
 use dbtcloud_runtime::clock::SystemClock;
 use dbtcloud_server::bootstrap::Bootstrap;
@@ -22,6 +22,7 @@ use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
 use dbtcloud_server::{serve, telemetry};
+use dbtcloud_sql::SqlStorage;
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
 #[derive(Parser)]
@@ -61,7 +62,7 @@ enum ConfigCommand {
 struct MigrateArgs {
     #[command(flatten)]
     given: Given,
-    /// Change nothing; the exit code is not 0 when the schema is not this version's
+    /// Change nothing; the exit code is not 0 when this version cannot work with the schema
     #[arg(long)]
     check: bool,
 }
@@ -212,9 +213,15 @@ async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
     let told = |error: dbtcloud_core::Error| anyhow::anyhow!("{}", error.chain());
     if check {
         storage.check().await.map_err(told)?;
-        println!("the schema is this version's");
+        let version = storage.schema_version().await.map_err(told)?;
+        println!(
+            "the schema is version {version}; this binary is of version {}",
+            SqlStorage::SCHEMA_VERSION
+        );
     } else {
         storage.migrate().await.map_err(told)?;
+        // From the first run on, runs are filed by month.
+        storage.prepare(SystemClock.now()).await.map_err(told)?;
         println!(
             "the schema is version {}",
             storage.schema_version().await.map_err(told)?

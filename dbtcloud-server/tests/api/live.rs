@@ -86,11 +86,11 @@ async fn a_follower_that_comes_back_misses_nothing_and_sees_nothing_twice() {
 async fn a_bad_cursor_is_400() {
     let world = World::new().await;
     let made = world.made().await;
-    world
+    let run = world
         .post(&format!("/api/v2/accounts/{{a}}/jobs/{}/run/", made.job), json!({}))
-        .await;
-    let reply = world
-        .ask("GET", "/api/v2/accounts/{a}/runs/1/events/?last_event_id=x", None)
-        .await;
+        .await["id"]
+        .clone();
+    let path = format!("/api/v2/accounts/{{a}}/runs/{run}/events/?last_event_id=x");
+    let reply = world.ask("GET", &path, None).await;
     assert_eq!(reply.fields(), ["last_event_id"]);
 }

@@ -6,13 +6,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dbtcloud_contract::memory::MemoryStorage;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{EventBody, ExecutionId, Journal, RunFilter, Runs};
-use dbtcloud_core::run::{Run, RunEvent, RunStatus, StepStatus};
+use dbtcloud_core::run::{Month, Run, RunEvent, RunStatus, StepStatus};
 use dbtcloud_core::{Page, Timestamp};
 use dbtcloud_runtime::ControlPlane;
 use futures::FutureExt as _;
 
 use crate::agent::printed;
 use crate::engine::Sim;
+use crate::world::START;
 
 /// Runs that a page of a list has.
 const PAGE: u32 = 100;
@@ -164,14 +165,13 @@ impl Oracle {
     /// Terminal is terminal: what a run was when it ended it stays.
     fn look_at_ends(&self) {
         let mut state = self.lock();
-        let mut next = state.runs.keys().next_back().map_or(1, |run| run.get() + 1);
         let open = state.runs.iter().filter(|(_, ended)| ended.is_none());
         let mut ids: Vec<RunId> = open.map(|(run, _)| *run).collect();
-        // Memory numbers runs without a gap.
-        while let [one] = at_once(self.storage.states(&[RunId::new(next)])).as_slice() {
+        // Memory numbers runs without a gap, and no story leaves its month.
+        let next = |known: usize| Month::of(START).run_id(known as u64 + 1);
+        while let [one] = at_once(self.storage.states(&[next(state.runs.len())])).as_slice() {
             state.runs.insert(one.run, None);
             ids.push(one.run);
-            next += 1;
         }
         for one in at_once(self.storage.states(&ids)) {
             if one.status.is_terminal() {

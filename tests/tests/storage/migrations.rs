@@ -63,7 +63,7 @@ async fn both_engines_have_the_same_tables_columns_and_indexes() {
     let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
     let columns: Vec<(String,)> = sqlx::query_as(
         "SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c \
-         WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'",
+         WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name <> 'run_numbers'",
     )
     .fetch_all(&mut connection)
     .await
@@ -80,11 +80,13 @@ async fn both_engines_have_the_same_tables_columns_and_indexes() {
     };
     let there = database.ask(
         "SELECT table_name || '.' || column_name FROM information_schema.columns \
-         WHERE table_schema = 'public' ORDER BY (table_name || '.' || column_name) COLLATE \"C\"",
+         WHERE table_schema = 'public' AND NOT (SELECT relispartition FROM pg_class WHERE oid = table_name::regclass) \
+         ORDER BY (table_name || '.' || column_name) COLLATE \"C\"",
     );
     assert_eq!(sorted(columns), there);
     let there = database.ask(
         "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND indexname !~ '_(pkey|key)$' \
+            AND NOT (SELECT relispartition FROM pg_class WHERE oid = indexname::regclass) \
          ORDER BY indexname COLLATE \"C\"",
     );
     assert_eq!(sorted(indexes), there);
@@ -132,38 +134,75 @@ async fn an_unmigrated_database_says_what_to_run() {
     }
 }
 
-#[tokio::test]
-async fn a_newer_or_foreign_database_is_left_alone() {
-    let home = tempfile::tempdir().unwrap();
-    let url = sqlite_url(home.path());
-    let storage = SqlStorage::connect(&url, Options::new()).await.unwrap();
+/// A database that a newer release has migrated, as one whose oldest binary is `oldest`.
+async fn newer(url: &str, oldest: u32) -> SqlStorage {
+    let storage = SqlStorage::connect(url, Options::new()).await.unwrap();
     storage.migrate().await.unwrap();
-    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query("INSERT INTO schema_migrations VALUES (999, 'later')")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    for error in [storage.check().await.unwrap_err(), storage.migrate().await.unwrap_err()] {
-        assert_eq!(
-            (error.kind(), error.field()),
-            (ErrorKind::Invalid, Some("schema_version"))
-        );
-        assert!(
-            error.to_string().contains("999") && error.to_string().contains("newer"),
-            "{error}"
-        );
+    let statement = format!(
+        "INSERT INTO schema_migrations (number, name, oldest_binary) VALUES ({}, 'later', {oldest})",
+        SqlStorage::SCHEMA_VERSION + 1
+    );
+    change(url, &statement).await;
+    storage
+}
+
+async fn change(url: &str, statement: &str) {
+    let statement = sqlx::AssertSqlSafe(statement.to_owned());
+    if url.starts_with("sqlite") {
+        let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    } else {
+        let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
     }
-    sqlx::query("UPDATE schema_migrations SET number = 1, name = 'theirs' WHERE number = 999 OR number = 1")
-        .execute(&mut connection)
-        .await
-        .unwrap_err();
-    sqlx::query("DELETE FROM schema_migrations WHERE number = 999")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    sqlx::query("UPDATE schema_migrations SET name = 'theirs'")
-        .execute(&mut connection)
-        .await
-        .unwrap();
-    assert_eq!(storage.migrate().await.unwrap_err().kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_newer_database_that_says_so_is_worked_with() {
+    let (home, schema) = (tempfile::tempdir().unwrap(), postgres::schema());
+    for url in [sqlite_url(home.path()), schema.url()] {
+        let storage = newer(&url, SqlStorage::SCHEMA_VERSION).await;
+        storage.check().await.unwrap();
+        storage.migrate().await.unwrap();
+        assert_eq!(storage.schema_version().await.unwrap(), SqlStorage::SCHEMA_VERSION + 1);
+        storage.enqueue(&new_run(1), at(0)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_too_new_is_left_alone() {
+    let (home, schema) = (tempfile::tempdir().unwrap(), postgres::schema());
+    for url in [sqlite_url(home.path()), schema.url()] {
+        let storage = newer(&url, SqlStorage::SCHEMA_VERSION + 1).await;
+        for error in [
+            storage.check().await.unwrap_err(),
+            storage.migrate().await.unwrap_err(),
+            storage.schema_version().await.unwrap_err(),
+        ] {
+            assert_eq!(
+                (error.kind(), error.field()),
+                (ErrorKind::Invalid, Some("schema_version"))
+            );
+            assert!(error.to_string().contains("run a newer dbtcloud"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_database_is_left_alone() {
+    for wrong in [
+        "UPDATE schema_migrations SET name = 'theirs' WHERE number = 2",
+        "DELETE FROM schema_migrations WHERE number = 1",
+        "INSERT INTO schema_migrations (number, name) VALUES (999, 'later')",
+    ] {
+        let (home, schema) = (tempfile::tempdir().unwrap(), postgres::schema());
+        for url in [sqlite_url(home.path()), schema.url()] {
+            let storage = newer(&url, 1).await;
+            change(&url, wrong).await;
+            for error in [storage.check().await.unwrap_err(), storage.migrate().await.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{wrong}");
+                assert!(error.to_string().contains("right database?"), "{error}");
+            }
+        }
+    }
 }

@@ -151,12 +151,13 @@ const HISTORY: i64 = 100_000;
 const WAITING: i64 = 20_000;
 const BULK: &str = "
     WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 120000)
-    INSERT INTO runs (account_id, project_id, environment_id, job_id, cause_body, spec_body, exclusive, takes_slot,
+    INSERT INTO runs (id, account_id, project_id, environment_id, job_id, cause_body, spec_body, exclusive, takes_slot,
         due_at, status, created_at, updated_at, finished_at, last_sequence)
-    SELECT i % 50 + 1, 1, 1, i % 500 + 1, one.cause_body, one.spec_body, 1 = 1, 1 = 0, i, CASE WHEN i <= 100000 THEN 'success' ELSE 'queued' END,
+    SELECT one.id + i, i % 50 + 1, 1, 1, i % 500 + 1, one.cause_body, one.spec_body, 1 = 1, 1 = 0, i, CASE WHEN i <= 100000 THEN 'success' ELSE 'queued' END,
         i, i, CASE WHEN i <= 100000 THEN i END, 1 FROM n CROSS JOIN runs one;
     INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt)
-    SELECT id, account_id, job_id, exclusive, takes_slot, 'queued', due_at, 0, 0 FROM runs WHERE status = 'queued' AND id > 1
+    SELECT id, account_id, job_id, exclusive, takes_slot, 'queued', due_at, 0, 0 FROM runs
+        WHERE status = 'queued' AND id > (SELECT min(id) FROM runs)
 ";
 
 /// Queue, claim, lease and end cost the same however long history and queue are.

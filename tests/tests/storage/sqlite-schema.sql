@@ -139,6 +139,15 @@ CREATE TABLE repositories (
     updated_at INTEGER NOT NULL,
     body TEXT NOT NULL
 ) STRICT;
+CREATE TABLE run_instants (
+    job_id INTEGER NOT NULL,
+    scheduled_for INTEGER NOT NULL,
+    run_id INTEGER NOT NULL,
+    PRIMARY KEY (job_id, scheduled_for)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE run_numbers (
+    last INTEGER NOT NULL
+) STRICT;
 CREATE TABLE run_queue (
     run_id INTEGER NOT NULL PRIMARY KEY,
     account_id INTEGER NOT NULL,
@@ -213,7 +222,7 @@ CREATE TABLE schedules (
     next_at INTEGER,
     updated_at INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE schema_migrations (number BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE schema_migrations (number BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL, oldest_binary INTEGER NOT NULL DEFAULT 1);
 CREATE TABLE sessions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     account_id INTEGER NOT NULL,
@@ -297,6 +306,7 @@ CREATE INDEX projects_by_parent ON projects (parent_id) WHERE parent_id IS NOT N
 CREATE INDEX repositories_by_account ON repositories (account_id, project_id, id);
 CREATE UNIQUE INDEX repositories_by_lookup ON repositories (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX repositories_by_parent ON repositories (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX run_instants_by_run ON run_instants (run_id);
 CREATE INDEX run_queue_due ON run_queue (account_id, due_at, run_id) WHERE state = 'queued';
 CREATE UNIQUE INDEX run_queue_exclusive ON run_queue (job_id) WHERE exclusive AND state <> 'queued';
 CREATE INDEX run_queue_line ON run_queue (job_id, line) WHERE line IS NOT NULL;
@@ -307,7 +317,6 @@ CREATE INDEX runs_by_account ON runs (account_id, id);
 CREATE INDEX runs_by_created ON runs (account_id, created_at, id);
 CREATE INDEX runs_by_environment ON runs (account_id, environment_id, id);
 CREATE INDEX runs_by_finished ON runs (account_id, finished_at, id);
-CREATE UNIQUE INDEX runs_by_instant ON runs (job_id, scheduled_for) WHERE scheduled_for IS NOT NULL;
 CREATE INDEX runs_by_job ON runs (account_id, job_id, id);
 CREATE INDEX schedules_due ON schedules (next_at, job_id) WHERE next_at IS NOT NULL;
 CREATE INDEX sessions_by_status ON sessions (status, id);

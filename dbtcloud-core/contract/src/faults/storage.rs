@@ -9,10 +9,10 @@ use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
     Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence,
-    Fired, Firing, Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter, RunState,
-    Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Wakeups,
+    Fired, Firing, History, Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter,
+    RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Wakeups,
 };
-use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStep};
+use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
 use dbtcloud_core::time::Timestamp;
 
@@ -181,6 +181,47 @@ impl Outbox for FaultyStorage {
     async fn depth(&self, consumer: Consumer) -> Result<u64> {
         self.faults
             .strike("outbox.depth", true, || self.stores.outbox.depth(consumer))
+            .await
+    }
+}
+
+#[async_trait]
+impl History for FaultyStorage {
+    async fn prepare(&self, now: Timestamp) -> Result<()> {
+        self.faults
+            .strike("history.prepare", true, || self.stores.history.prepare(now))
+            .await
+    }
+
+    async fn months(&self) -> Result<Vec<Month>> {
+        self.faults
+            .strike("history.months", true, || self.stores.history.months())
+            .await
+    }
+
+    async fn ended(
+        &self,
+        account: Option<AccountId>,
+        after: RunId,
+        before: RunId,
+        limit: u32,
+    ) -> Result<Vec<(AccountId, RunId)>> {
+        self.faults
+            .strike("history.ended", true, || {
+                self.stores.history.ended(account, after, before, limit)
+            })
+            .await
+    }
+
+    async fn forget(&self, runs: &[RunId]) -> Result<u64> {
+        self.faults
+            .strike("history.forget", true, || self.stores.history.forget(runs))
+            .await
+    }
+
+    async fn drop_month(&self, month: Month) -> Result<()> {
+        self.faults
+            .strike("history.drop_month", true, || self.stores.history.drop_month(month))
             .await
     }
 }

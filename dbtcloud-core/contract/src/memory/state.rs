@@ -6,7 +6,7 @@ use dbtcloud_core::catalog::{Kind, Row};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::ports::{Consumer, Digest, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue};
-use dbtcloud_core::run::{NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
+use dbtcloud_core::run::{Month, NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
 use dbtcloud_core::session::Session;
 use dbtcloud_core::time::Timestamp;
 use serde::Serialize;
@@ -65,11 +65,15 @@ pub enum Mutation {
     MixBells,
     /// A new run takes nobody's place.
     IgnoreLines,
+    /// Retention forgets runs that have not ended.
+    ForgetLive,
+    /// What hangs on a forgotten run outlives it.
+    KeepTickets,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -95,6 +99,8 @@ impl Mutation {
         Self::IgnoreOrder,
         Self::MixBells,
         Self::IgnoreLines,
+        Self::ForgetLive,
+        Self::KeepTickets,
     ];
 }
 
@@ -116,7 +122,7 @@ pub(super) struct State {
 /// The last number given out of each series.
 #[derive(Default)]
 pub(super) struct Counters {
-    run: i64,
+    run: u64,
     step: i64,
     session: i64,
     sequence: u64,
@@ -205,7 +211,7 @@ impl State {
         }
         self.counters.run += 1;
         let run = Run {
-            id: RunId::new(self.counters.run),
+            id: Month::of(now).run_id(self.counters.run),
             new: new.clone(),
             status: RunStatus::Queued,
             attempt: 0,

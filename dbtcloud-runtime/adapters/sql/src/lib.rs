@@ -22,6 +22,7 @@ compile_error!("dbtcloud-sql needs the feature `postgres` or `sqlite`");
 mod catalog;
 mod engine;
 mod error;
+mod history;
 mod journal;
 mod leases;
 mod logs;

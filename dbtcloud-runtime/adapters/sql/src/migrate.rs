@@ -1,6 +1,9 @@
 //! The schema: numbered steps, forward only, the same numbers and names on both engines. Never a side
 //! effect of connecting. Invariant: all that is missing is applied by one transaction, and of any number of
 //! processes one applies it (an advisory lock on PostgreSQL, the write lock on SQLite).
+//!
+//! Each step says the oldest binary that still works beside it, so that a release can be rolled out while
+//! the one before it runs: first a step that adds (old binaries go on), in a later release one that removes.
 
 use dbtcloud_core::{Error, Result};
 
@@ -11,14 +14,18 @@ use crate::storage::SqlStorage;
 struct Migration {
     number: u32,
     name: &'static str,
+    /// The lowest [`SqlStorage::SCHEMA_VERSION`] of a binary whose statements still work once this step is
+    /// applied. At most `number`; less where the step only adds what an older binary need not know.
+    oldest_binary: u32,
     text: Sql,
 }
 
 macro_rules! migration {
-    ($number:literal, $name:literal, $file:literal) => {
+    ($number:literal, $name:literal, $file:literal, oldest_binary: $oldest:literal) => {
         Migration {
             number: $number,
             name: $name,
+            oldest_binary: $oldest,
             text: Sql::each(
                 include_str!(concat!("../migrations/postgres/", $file)),
                 include_str!(concat!("../migrations/sqlite/", $file)),
@@ -29,8 +36,9 @@ macro_rules! migration {
 
 /// All of them, in order, without a gap.
 const MIGRATIONS: &[Migration] = &[
-    migration!(1, "first", "0001_first.sql"),
-    migration!(2, "outbox", "0002_outbox.sql"),
+    migration!(1, "first", "0001_first.sql", oldest_binary: 1),
+    migration!(2, "outbox", "0002_outbox.sql", oldest_binary: 2),
+    migration!(3, "history", "0003_history.sql", oldest_binary: 3),
 ];
 
 const RECORD_TABLE: Sql =
@@ -41,6 +49,12 @@ const RECORD_EXISTS: Sql = Sql::each(
 );
 const APPLIED: Sql = Sql::both("SELECT number, name FROM schema_migrations ORDER BY number");
 const RECORD: Sql = Sql::both("INSERT INTO schema_migrations (number, name) VALUES ($1, $2)");
+/// From [`HAS_OLDEST`] on.
+const RECORD_OLDEST: Sql = Sql::both("INSERT INTO schema_migrations (number, name, oldest_binary) VALUES ($1, $2, $3)");
+const OLDEST: Sql = Sql::both("SELECT max(oldest_binary) AS oldest FROM schema_migrations");
+
+/// The step that adds the column `oldest_binary`.
+const HAS_OLDEST: u32 = 3;
 
 /// A number of our own among the database's advisory locks. Waiting for it and building an index have no
 /// time limit. SQLite's `BEGIN IMMEDIATE` is lock enough.
@@ -56,13 +70,14 @@ const LOCK: Sql = Sql::each(
 
 impl SqlStorage {
     /// The schema this binary works with.
-    pub const SCHEMA_VERSION: u32 = 2;
+    pub const SCHEMA_VERSION: u32 = MIGRATIONS[MIGRATIONS.len() - 1].number;
 
     /// Brings the schema to [`SqlStorage::SCHEMA_VERSION`].
     ///
-    /// On `Ok` it is there, whole. A second call changes nothing; concurrent calls, of other processes too,
-    /// wait for the first. Errors: `Invalid` when the database is newer than the binary, `Unavailable` when
-    /// it cannot be had now (nothing was changed).
+    /// On `Ok` it is there, whole, or a newer one that this binary works with. A second call changes
+    /// nothing; concurrent calls, of other processes too, wait for the first. Errors: `Invalid` when the
+    /// database is too new for the binary, `Corrupt` when it is not one of ours, `Unavailable` when it
+    /// cannot be had now (nothing was changed).
     pub async fn migrate(&self) -> Result<()> {
         let mut work = self.database.begin().await?;
         let mut link = work.link();
@@ -73,7 +88,12 @@ impl SqlStorage {
             let version = version_of(&mut link).await?;
             for migration in MIGRATIONS.iter().filter(|migration| migration.number > version) {
                 link.script(migration.text.on(link.engine())).await?;
-                link.execute(&RECORD, args![migration.number, migration.name]).await?;
+                if migration.number < HAS_OLDEST {
+                    link.execute(&RECORD, args![migration.number, migration.name]).await?;
+                } else {
+                    let values = args![migration.number, migration.name, migration.oldest_binary];
+                    link.execute(&RECORD_OLDEST, values).await?;
+                }
             }
             Ok(())
         }
@@ -83,7 +103,9 @@ impl SqlStorage {
 
     /// The schema the database has; 0 when it was never migrated.
     ///
-    /// Errors: `Invalid` when it is newer than the binary, `Corrupt` when it is not one of ours.
+    /// It may be newer than [`SqlStorage::SCHEMA_VERSION`] where this binary still works with it.
+    ///
+    /// Errors: `Invalid` when it is too new for this binary, `Corrupt` when it is not one of ours.
     pub async fn schema_version(&self) -> Result<u32> {
         let mut reader = self.database.read().await?;
         let mut link = reader.link();
@@ -93,9 +115,10 @@ impl SqlStorage {
         version_of(&mut link).await
     }
 
-    /// `Ok` when the database answers and has exactly the schema of this binary.
+    /// `Ok` when the database answers and has a schema that this binary works with: its own, or a newer one
+    /// that says so.
     ///
-    /// Errors: `Unavailable` when it is older (the text says what to run), `Invalid` when it is newer.
+    /// Errors: `Unavailable` when it is older (the text says what to run), `Invalid` when it is too new.
     pub async fn check(&self) -> Result<()> {
         let version = self.schema_version().await?;
         if version < Self::SCHEMA_VERSION {
@@ -113,24 +136,30 @@ async fn version_of(link: &mut Link<'_>) -> Result<u32> {
     let mut version = 0;
     for row in &rows {
         let (number, name): (u32, String) = (row.count("number")?, row.text("name")?);
-        if number > SqlStorage::SCHEMA_VERSION {
-            return Err(Error::invalid(
-                "schema_version",
-                format!(
-                    "the database has schema {number}, this binary knows {} at most; run a newer dbtcloud",
-                    SqlStorage::SCHEMA_VERSION
-                ),
-            ));
-        }
-        let known = MIGRATIONS
-            .iter()
-            .any(|migration| migration.number == number && migration.name == name);
-        if !known || number != version + 1 {
+        // What is newer than the binary only it can know.
+        let ours = number > SqlStorage::SCHEMA_VERSION
+            || MIGRATIONS
+                .iter()
+                .any(|migration| migration.number == number && migration.name == name);
+        if !ours || number != version + 1 {
             return Err(Error::corrupt(format!(
                 "database: schema {number} '{name}' is not one of dbtcloud's; is this the right database?"
             )));
         }
         version = number;
+    }
+    if version > SqlStorage::SCHEMA_VERSION {
+        let oldest: u32 = link.one(&OLDEST, args![]).await?.count("oldest")?;
+        if oldest > SqlStorage::SCHEMA_VERSION {
+            return Err(Error::invalid(
+                "schema_version",
+                format!(
+                    "the database has schema {version} and needs a dbtcloud of schema {oldest} or newer, this \
+                     binary is of schema {}; run a newer dbtcloud",
+                    SqlStorage::SCHEMA_VERSION
+                ),
+            ));
+        }
     }
     Ok(version)
 }

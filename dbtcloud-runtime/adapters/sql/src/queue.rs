@@ -206,7 +206,8 @@ const LEASE: Sql = Sql::each(
      WHERE q.run_id = fence.run_id AND q.epoch = fence.epoch AND q.state <> 'queued'",
 );
 
-/// Primary keys. Of a run that has ended the last epoch is kept in `runs`.
+/// Primary keys. Of a run that has ended the last epoch is kept in `runs`. `$2` are the runs once more, so
+/// that PostgreSQL looks into no other month.
 const HELD: Sql = Sql::each(
     concat!(
         "SELECT ",
@@ -214,14 +215,14 @@ const HELD: Sql = Sql::each(
         " FROM (SELECT (p.value->>0)::bigint AS run_id, (p.value->>1)::bigint AS epoch \
             FROM jsonb_array_elements($1::jsonb) AS p (value)) AS fence JOIN runs r ON r.id = fence.run_id \
          LEFT JOIN run_queue q ON q.run_id = r.id \
-         WHERE coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
+         WHERE r.id = ANY($2) AND coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
     ),
     concat!(
         "SELECT ",
         run_columns!("r."),
         " FROM (SELECT p.value->>0 AS run_id, p.value->>1 AS epoch FROM json_each($1) AS p) AS fence \
          JOIN runs r ON r.id = fence.run_id LEFT JOIN run_queue q ON q.run_id = r.id \
-         WHERE coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
+         WHERE $2 IS NOT NULL AND coalesce(q.epoch, r.epoch) = fence.epoch AND r.status <> 'queued'"
     ),
 );
 
@@ -432,7 +433,8 @@ pub(crate) async fn renew(database: &Database, fences: &[Fence], until: Timestam
     let mut link = work.link();
     let done: Result<_> = async {
         lease(&mut link, fences, until).await?;
-        let held = by_id(link.all(&HELD, args![pairs(fences)]).await?)?;
+        let ids: Vec<i64> = fences.iter().map(|fence| fence.run().get()).collect();
+        let held = by_id(link.all(&HELD, args![pairs(fences), ids]).await?)?;
         let answer = |fence: &Fence| held.get(&fence.run()).map(|run| Renewed { run: run.clone() });
         Ok(fences
             .iter()

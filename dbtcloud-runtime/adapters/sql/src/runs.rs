@@ -1,13 +1,16 @@
 //! `Runs`: queueing and reading. The rest of the port is in `queue.rs` (who executes) and `reports.rs`
 //! (what happens to a run). Invariants: a run that has not ended has exactly one row in `run_queue`, with
-//! the same state; a job has one run per instant (unique index `runs_by_instant`).
+//! the same state; a job has one run per instant (primary key of `run_instants`); the id of a run says its
+//! month, and history is filed by it.
 
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::ports::{
     Ack, Batch, Claimed, Enqueued, EventBody, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs,
 };
-use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus};
+use dbtcloud_core::run::{
+    Admission, Month, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus,
+};
 use dbtcloud_core::{Direction, Error, Page, Paged, Result, Timestamp};
 
 use crate::engine::{self, Conditions, Link, Row, Sql, args};
@@ -79,13 +82,24 @@ macro_rules! run_columns {
 }
 pub(crate) use run_columns;
 
-/// Unique index `runs_by_instant` decides; no row comes back when the instant has a run. The journal's
-/// first event is the queueing.
+/// The number of a new run. Not taken back with the transaction on PostgreSQL: a number may be left out, and
+/// none is given twice.
+const NUMBER: Sql = Sql::each(
+    "SELECT nextval('run_numbers') AS number",
+    "UPDATE run_numbers SET last = last + 1 RETURNING last AS number",
+);
+
+/// Primary key; it decides, and no row is written when the instant has a run.
+const TAKE_INSTANT: Sql = Sql::both(
+    "INSERT INTO run_instants (job_id, scheduled_for, run_id) VALUES ($1, $2, $3) \
+     ON CONFLICT (job_id, scheduled_for) DO NOTHING",
+);
+
+/// Primary key. The journal's first event is the queueing.
 const INSERT: Sql = Sql::both(
-    "INSERT INTO runs (account_id, project_id, environment_id, job_id, cause_body, spec_body, scheduled_for, \
+    "INSERT INTO runs (id, account_id, project_id, environment_id, job_id, cause_body, spec_body, scheduled_for, \
         exclusive, takes_slot, retry_of, due_at, status, created_at, updated_at, last_sequence) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'queued', $12, $12, 1) \
-     ON CONFLICT (job_id, scheduled_for) WHERE scheduled_for IS NOT NULL DO NOTHING RETURNING id",
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'queued', $13, $13, 1)",
 );
 
 /// Primary key, as given by `runs`. Runs of one line of one job are queued one after the other, so that the
@@ -105,11 +119,11 @@ const OF_LINE: Sql = Sql::both(
      ORDER BY run_id",
 );
 
-/// Index `runs_by_instant`.
+/// Primary keys.
 const OF_INSTANT: Sql = Sql::both(concat!(
     "SELECT ",
-    run_columns!(""),
-    " FROM runs WHERE job_id = $1 AND scheduled_for = $2 AND scheduled_for IS NOT NULL"
+    run_columns!("r."),
+    " FROM run_instants i JOIN runs r ON r.id = i.run_id WHERE i.job_id = $1 AND i.scheduled_for = $2"
 ));
 
 /// Primary key.
@@ -123,9 +137,10 @@ const GET: Sql = Sql::both(concat!(
 const NEWEST: Sql = Sql::each(
     concat!(
         "SELECT ",
-        run_columns!(""),
-        " FROM runs WHERE id IN (SELECT (SELECT max(n.id) FROM runs n WHERE n.account_id = $1 \
-            AND n.job_id = job.id) FROM unnest($2) AS job (id)) ORDER BY job_id"
+        run_columns!("r."),
+        " FROM (SELECT DISTINCT id FROM unnest($2) AS job (id)) AS job CROSS JOIN LATERAL \
+            (SELECT * FROM runs n WHERE n.account_id = $1 AND n.job_id = job.id ORDER BY n.id DESC LIMIT 1) r \
+         ORDER BY r.job_id"
     ),
     concat!(
         "SELECT ",
@@ -266,7 +281,16 @@ pub(crate) async fn enqueue(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -
     let (trigger, spec) = (to_json("trigger", &new.trigger)?, to_json("spec", &new.spec)?);
     no_nul_json("trigger", &trigger)?;
     no_nul_json("spec", &spec)?;
+    let id = Month::of(now).run_id(link.one(&NUMBER, args![]).await?.count("number")?);
+    if let Some(instant) = new.scheduled_for
+        && link.execute(&TAKE_INSTANT, args![new.job, instant, id]).await? == 0
+    {
+        // The other transaction has committed: the insert waited for it.
+        let row = link.one(&OF_INSTANT, args![new.job, instant]).await?;
+        return Ok(Enqueued::Existing(read(&row)?));
+    }
     let values = args![
+        id,
         new.account,
         new.project,
         new.environment,
@@ -280,12 +304,7 @@ pub(crate) async fn enqueue(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -
         new.due_at,
         now,
     ];
-    let Some(row) = link.first(&INSERT, values).await? else {
-        // The other transaction has committed: the insert waited for it.
-        let row = link.one(&OF_INSTANT, args![new.job, new.scheduled_for]).await?;
-        return Ok(Enqueued::Existing(read(&row)?));
-    };
-    let id: RunId = row.id("id")?;
+    link.execute(&INSERT, values).await?;
     let line = new.trigger.line();
     let key = line.map(|line| line.key());
     let values = args![

@@ -98,6 +98,15 @@ impl Link<'_> {
 
     /// Runs a script of several statements without arguments.
     pub(crate) async fn script(&mut self, text: &'static str) -> Result<()> {
+        self.script_raw(text.into_sql_str()).await
+    }
+
+    /// Runs a script that was put together from constants and numbers.
+    pub(crate) async fn script_of(&mut self, text: String) -> Result<()> {
+        self.script_raw(AssertSqlSafe(text).into_sql_str()).await
+    }
+
+    async fn script_raw(&mut self, text: SqlStr) -> Result<()> {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(connection) => sqlx::raw_sql(text).execute(&mut **connection).await.map(drop),

@@ -1,0 +1,197 @@
+//! `History`. On PostgreSQL the tables that hang on a run ([`DIVIDED`]) have a part per month, by the run's
+//! id; a month is dropped with its parts. Invariants: a run has its rows in the part of its month or in
+//! `_default`, never in both; nothing is forgotten while the run has a row in `run_queue`.
+//!
+//! What is put together here as text is made of constants and of the numbers of months, nothing else.
+
+use async_trait::async_trait;
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::ports::{History, MONTHS_AHEAD};
+use dbtcloud_core::run::Month;
+use dbtcloud_core::{Error, Result, Timestamp};
+
+use crate::engine::{Engine, Link, Sql, args};
+use crate::storage::SqlStorage;
+
+/// The tables that are divided, with the column that holds the run and what their parts are made with.
+const DIVIDED: [(&str, &str, &str); 4] = [
+    ("runs", "id", "WITH (fillfactor = 80)"),
+    ("run_steps", "run_id", ""),
+    ("log_chunks", "run_id", ""),
+    ("journal", "run_id", ""),
+];
+/// What else hangs on a run, in tables that are short or narrow.
+const BESIDE: [&str; 4] = ["run_instants", "tickets", "agent_keys", "outbox"];
+
+/// A part is made or dropped under a lock that everybody waits behind: better to come again than to wait.
+const SOON: &str = "SELECT set_config('lock_timeout', '2s', true)";
+
+const PART_EXISTS: Sql = Sql::both("SELECT count(*) AS present FROM pg_class WHERE oid = to_regclass($1)");
+
+/// Whoever makes or drops parts is alone; see also `migrate.rs`.
+const ALONE: &str = "SELECT count(*) FROM (SELECT pg_advisory_xact_lock(7236849121)) AS held";
+
+/// Primary key: the first run from an id on.
+const FIRST_FROM: Sql = Sql::both("SELECT min(id) AS id FROM runs WHERE id >= $1");
+
+/// Primary key, in its order.
+const ENDED: Sql = Sql::both(
+    "SELECT id, account_id FROM runs WHERE id > $1 AND id < $2 AND finished_at IS NOT NULL ORDER BY id LIMIT $3",
+);
+/// Index `runs_by_account`, in its order.
+const ENDED_OF: Sql = Sql::both(
+    "SELECT id, account_id FROM runs WHERE id > $1 AND id < $2 AND account_id = $4 AND finished_at IS NOT NULL \
+     ORDER BY id LIMIT $3",
+);
+
+/// Primary key; a run that has not ended has a row in the queue.
+const FORGET: Sql = Sql::each(
+    "DELETE FROM runs WHERE id = ANY($1) AND finished_at IS NOT NULL \
+        AND NOT EXISTS (SELECT 1 FROM run_queue q WHERE q.run_id = runs.id) RETURNING id",
+    "DELETE FROM runs WHERE id IN (SELECT value FROM json_each($1)) AND finished_at IS NOT NULL \
+        AND NOT EXISTS (SELECT 1 FROM run_queue q WHERE q.run_id = runs.id) RETURNING id",
+);
+
+/// Primary key of the queue, its first entry of the month.
+const LIVE: Sql = Sql::both("SELECT min(run_id) AS id FROM run_queue WHERE run_id >= $1 AND run_id < $2");
+
+fn part(table: &str, month: Month) -> String {
+    format!("{table}_{}", month.number())
+}
+
+/// The tables of [`DIVIDED`] but for `runs`, then [`BESIDE`].
+fn hanging() -> impl Iterator<Item = &'static str> {
+    DIVIDED[1..].iter().map(|(table, ..)| *table).chain(BESIDE)
+}
+
+/// Makes the parts of a month, inside the caller's transaction. What `_default` caught of it moves over.
+async fn divide(link: &mut Link<'_>, month: Month) -> Result<()> {
+    let (from, to) = (month.first_id(), month.next().first_id());
+    for (table, run, with) in DIVIDED {
+        let part = part(table, month);
+        if link.one(&PART_EXISTS, args![part.as_str()]).await?.int("present")? > 0 {
+            continue;
+        }
+        link.script_of(format!(
+            "CREATE TABLE {part} (LIKE {table} INCLUDING ALL) {with}; \
+             WITH moved AS (DELETE FROM {table}_default WHERE {run} >= {from} AND {run} < {to} RETURNING *) \
+                INSERT INTO {part} SELECT * FROM moved; \
+             ALTER TABLE {table} ATTACH PARTITION {part} FOR VALUES FROM ({from}) TO ({to})"
+        ))
+        .await?;
+    }
+    Ok(())
+}
+
+/// The present month and the ones to come.
+pub(crate) async fn prepare(link: &mut Link<'_>, now: Timestamp) -> Result<()> {
+    if link.engine() == Engine::Sqlite {
+        return Ok(());
+    }
+    link.all_of(SOON.to_owned(), args![]).await?;
+    link.all_of(ALONE.to_owned(), args![]).await?;
+    let mut month = Month::of(now);
+    for _ in 0..=MONTHS_AHEAD {
+        divide(link, month).await?;
+        month = month.next();
+    }
+    Ok(())
+}
+
+async fn drop_month(link: &mut Link<'_>, month: Month) -> Result<()> {
+    let (from, to) = (month.first_id(), month.next().first_id());
+    if link.engine() == Engine::Postgres {
+        link.all_of(SOON.to_owned(), args![]).await?;
+        link.all_of(ALONE.to_owned(), args![]).await?;
+        // Nobody can queue a run of the month from here on; everybody takes the locks in this order.
+        let tables: Vec<&str> = DIVIDED.iter().map(|(table, ..)| *table).collect();
+        link.script_of(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")))
+            .await?;
+    }
+    if let Some(live) = link.one(&LIVE, args![from, to]).await?.maybe_id::<RunId>("id")? {
+        return Err(Error::conflict(format!("run {live} of {month} has not ended")));
+    }
+    let mut script = String::new();
+    if link.engine() == Engine::Postgres {
+        for (table, ..) in DIVIDED {
+            script.push_str(&format!("DROP TABLE IF EXISTS {}; ", part(table, month)));
+        }
+    }
+    // What the month had no part for.
+    script.push_str(&format!("DELETE FROM runs WHERE id >= {from} AND id < {to}"));
+    for table in hanging() {
+        script.push_str(&format!(
+            "; DELETE FROM {table} WHERE run_id >= {from} AND run_id < {to}"
+        ));
+    }
+    link.script_of(script).await
+}
+
+#[async_trait]
+impl History for SqlStorage {
+    async fn prepare(&self, now: Timestamp) -> Result<()> {
+        let mut work = self.database.begin().await?;
+        let done = prepare(&mut work.link(), now).await;
+        work.end("history.prepare", done).await
+    }
+
+    async fn months(&self) -> Result<Vec<Month>> {
+        let mut reader = self.database.read().await?;
+        let mut link = reader.link();
+        let (mut months, mut from) = (Vec::new(), Month::FIRST.first_id());
+        while let Some(run) = link.one(&FIRST_FROM, args![from]).await?.maybe_id::<RunId>("id")? {
+            let Some(month) = Month::of_run(run) else { break };
+            months.push(month);
+            from = month.next().first_id();
+        }
+        Ok(months)
+    }
+
+    async fn ended(
+        &self,
+        account: Option<AccountId>,
+        after: RunId,
+        before: RunId,
+        limit: u32,
+    ) -> Result<Vec<(AccountId, RunId)>> {
+        let mut reader = self.database.read().await?;
+        let mut link = reader.link();
+        let rows = match account {
+            None => link.all(&ENDED, args![after, before, limit]).await?,
+            Some(account) => link.all(&ENDED_OF, args![after, before, limit, account]).await?,
+        };
+        rows.iter()
+            .map(|row| Ok((row.id("account_id")?, row.id("id")?)))
+            .collect()
+    }
+
+    async fn forget(&self, runs: &[RunId]) -> Result<u64> {
+        if runs.is_empty() {
+            return Ok(0);
+        }
+        let wanted: Vec<i64> = runs.iter().map(|run| run.get()).collect();
+        let mut work = self.database.begin().await?;
+        let mut link = work.link();
+        let done: Result<_> = async {
+            let rows = link.all(&FORGET, args![wanted]).await?;
+            let gone: Vec<i64> = rows.iter().map(|row| row.int("id")).collect::<Result<_>>()?;
+            let of_these = match link.engine() {
+                Engine::Postgres => "run_id = ANY($1)",
+                Engine::Sqlite => "run_id IN (SELECT value FROM json_each($1))",
+            };
+            for table in hanging() {
+                let text = format!("DELETE FROM {table} WHERE {of_these}");
+                link.all_of(text, args![gone.clone()]).await?;
+            }
+            Ok(gone.len() as u64)
+        }
+        .await;
+        work.end("history.forget", done).await
+    }
+
+    async fn drop_month(&self, month: Month) -> Result<()> {
+        let mut work = self.database.begin().await?;
+        let done = drop_month(&mut work.link(), month).await;
+        work.end("history.drop_month", done).await
+    }
+}
