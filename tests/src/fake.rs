@@ -13,10 +13,14 @@ use crate::project;
 pub const LINES: u32 = 200;
 /// The interpreter of the environment: runs the project's script in place of dbt.
 const INTERPRETER: &str = "#!/bin/bash\nshift 7\nexec bash ./fake.sh \"$@\"\n";
-/// What stands in for dbt: `run-operation` lasts, everything else is quick.
+/// What stands in for dbt: `run-operation` lasts, `run --select FILE` says its lines slowly until there is such a file,
+/// everything else is quick.
 const SCRIPT: &str = r#"
 [ "$1" = run-operation ] && sleep 20
-for ((i = 0; i < LINES; i++)); do echo "counted $i"; done
+for ((i = 0; i < LINES; i++)); do
+  echo "counted $i"
+  [ "$1" = run ] && [ ! -e "$3" ] && sleep 0.5
+done
 mkdir -p "$DBT_TARGET_PATH"
 echo '{"metadata": {}, "results": []}' > "$DBT_TARGET_PATH/run_results.json"
 "#;

@@ -80,9 +80,8 @@ impl Installation {
             String::from_utf8_lossy(&output.stderr)
         );
         let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let base = format!("http://{}", installation.listen);
         installation.api = Api::new(
-            &base,
+            &installation.url(),
             said["token"].as_str().unwrap(),
             said["account_id"].as_i64().unwrap(),
         );
@@ -106,6 +105,11 @@ impl Installation {
         self.directory.path()
     }
 
+    /// Where its server is, or will be.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.listen)
+    }
+
     /// A client.
     pub fn api(&self) -> &Api {
         &self.api
@@ -123,7 +127,7 @@ impl Installation {
     pub async fn start(&mut self) {
         self.spawn();
         let began = Instant::now();
-        let ready = format!("http://{}/readyz", self.listen);
+        let ready = format!("{}/readyz", self.url());
         loop {
             match reqwest::get(&ready).await {
                 Ok(answer) if answer.status().is_success() => return,
@@ -198,8 +202,16 @@ impl Installation {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let unexpected: Vec<&str> = log
+        self.check_log(&self.log());
+    }
+
+    /// Holds the log of one of its servers to the rule.
+    ///
+    /// # Panics
+    /// When it has a warning or error that is not expected.
+    pub fn check_log(&self, log: &Path) {
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        let unexpected: Vec<&str> = said
             .lines()
             .filter(|line| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked"))
             .filter(|line| {
@@ -207,7 +219,11 @@ impl Installation {
                     && !self.expected.iter().any(|part| line.contains(part))
             })
             .collect();
-        assert!(unexpected.is_empty(), "unexpected in the server's log: {unexpected:#?}");
+        assert!(
+            unexpected.is_empty(),
+            "unexpected in {}: {unexpected:#?}",
+            log.display()
+        );
     }
 
     /// Processes that belong to this installation, the server left out.

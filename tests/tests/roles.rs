@@ -1,0 +1,330 @@
+//! A gateway, apps and schedulers in processes of their own: the apps and schedulers are restarted one after the other
+//! while people ask, runs go on and somebody follows one of them. Nobody notices.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dbtcloud_contract::wait::until;
+use dbtcloud_runtime::vault::KeyringVault;
+use dbtcloud_tests::api::{Api, steps};
+use dbtcloud_tests::fake;
+use dbtcloud_tests::installation::Installation;
+use dbtcloud_tests::postgres;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How many requests are answered between two restarts, at least.
+const BETWEEN: usize = 8;
+const STEPS: [&str; 4] = [
+    "Clone git repository",
+    "Create profile from connection DuckDB",
+    "Invoke dbt with `dbt deps`",
+    "Invoke dbt with `dbt ",
+];
+
+/// One server of the installation beside its gateway; it comes back at the same address.
+struct Server {
+    arguments: Vec<String>,
+    url: String,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Server {
+    fn new(installation: &Installation, role: &str, number: usize) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let listen = format!("127.0.0.1:{port}");
+        let arguments = ["--role", role, "--listen", &listen, "--drain-seconds", "1"];
+        let agents = ["--agent-url".to_owned(), installation.url()];
+        Self {
+            arguments: arguments.into_iter().map(str::to_owned).chain(agents).collect(),
+            url: format!("http://{listen}"),
+            log: installation.path().join(format!("{role}-{number}.log")),
+            child: None,
+        }
+    }
+
+    async fn start(&mut self, installation: &Installation) {
+        let mut log = std::fs::File::options();
+        let log = log.create(true).append(true).open(&self.log).unwrap();
+        let mut command = installation.command("serve");
+        command
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        let ready = format!("{}/readyz", self.url);
+        until(LIMIT, || async {
+            match reqwest::get(&ready).await {
+                Ok(answer) if answer.status().is_success() => Ok(()),
+                _ => Err(std::fs::read_to_string(&self.log).unwrap_or_default()),
+            }
+        })
+        .await;
+    }
+
+    async fn stop(&mut self) {
+        let mut child = self.child.take().unwrap();
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(began.elapsed() < LIMIT, "{} did not stop", self.log.display());
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        assert!(status.success(), "{} ended with {status}", self.log.display());
+        let said = std::fs::read_to_string(&self.log).unwrap();
+        assert!(said.contains("stopped"), "{said}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What people do until it is enough. Any answer but a success, or none, is a panic.
+#[derive(Clone)]
+struct People {
+    api: Api,
+    enough: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
+}
+
+impl People {
+    fn go_on(&self) -> bool {
+        !self.enough.load(Ordering::Relaxed)
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Value {
+        let answer = self.api.post(path, body).await;
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let answer = self.api.get(path).await;
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    /// Creates projects and lists them. How many.
+    async fn create(self, who: usize) -> usize {
+        let mut created = 0;
+        while self.go_on() {
+            let body = json!({"name": format!("project {created} of {who}")});
+            self.post("v3/accounts/{a}/projects/", &body).await;
+            self.get("v3/accounts/{a}/projects/").await;
+            created += 1;
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        created
+    }
+
+    /// Triggers a job again and again, and watches each run until it has gone well. How many.
+    async fn run(self, job: i64) -> usize {
+        let mut ended = 0;
+        while self.go_on() {
+            let body = json!({"cause": "test"});
+            let run = self.post(&format!("v2/accounts/{{a}}/jobs/{job}/run/"), &body).await;
+            self.succeeds(run["id"].as_i64().unwrap()).await;
+            ended += 1;
+        }
+        ended
+    }
+
+    async fn succeeds(&self, run: i64) -> Value {
+        let path = format!("v2/accounts/{{a}}/runs/{run}/?include_related=[\"run_steps\"]");
+        let began = Instant::now();
+        let ended = loop {
+            let seen = self.get(&path).await;
+            if seen["is_complete"] == json!(true) {
+                break seen;
+            }
+            assert!(began.elapsed() < LIMIT, "run {run} does not end: {seen:#}");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
+        assert_eq!(ended["status"], json!(10), "{ended:#}");
+        let steps = steps(&ended);
+        assert_eq!(steps.len(), STEPS.len(), "{steps:?}");
+        for ((name, status), expected) in steps.iter().zip(STEPS) {
+            assert!(name.starts_with(expected) && status == "Success", "{steps:?}");
+        }
+        let log = ended["run_steps"][3]["logs"].as_str().unwrap_or_default();
+        assert!(fake::is_whole(log), "log of run {run}: {log}");
+        ended
+    }
+}
+
+/// What a follower has seen of a run.
+#[derive(Default)]
+struct Tail {
+    /// Names and data of everything but logs, in order.
+    events: Vec<(String, Value)>,
+    /// The text of each step's log.
+    logs: BTreeMap<i64, String>,
+    last: Option<String>,
+    connections: usize,
+}
+
+impl Tail {
+    /// Follows a run to its end; whenever the tail is cut, it goes on after the last event.
+    async fn follow(api: Api, run: i64) -> Self {
+        let client = reqwest::Client::new();
+        let url = api.url(&format!("v2/accounts/{{a}}/runs/{run}/events/"));
+        let mut tail = Self::default();
+        while tail.events.last().is_none_or(|(name, _)| name != "end") {
+            tail.connections += 1;
+            let mut request = client
+                .get(&url)
+                .header("Authorization", format!("Token {}", api.token()));
+            if let Some(last) = &tail.last {
+                request = request.header("Last-Event-ID", last);
+            }
+            let mut answer = request.send().await.unwrap();
+            assert!(answer.status().is_success(), "{}", answer.status());
+            let mut heard = Vec::new();
+            while let Some(bytes) = answer.chunk().await.unwrap() {
+                heard.extend_from_slice(&bytes);
+                while let Some(end) = heard.windows(2).position(|pair| pair == b"\n\n") {
+                    let message: Vec<u8> = heard.drain(..end + 2).collect();
+                    tail.take(std::str::from_utf8(&message).unwrap());
+                }
+            }
+        }
+        tail
+    }
+
+    fn take(&mut self, message: &str) {
+        let field = |name: &str| message.lines().find_map(|line| line.strip_prefix(name));
+        // Comments keep a silent connection alive.
+        let Some(name) = field("event: ") else { return };
+        let data: Value = serde_json::from_str(field("data: ").unwrap()).unwrap();
+        self.last = Some(field("id: ").unwrap_or_else(|| panic!("{message}")).to_owned());
+        if name != "log" {
+            self.events.push((name.to_owned(), data));
+            return;
+        }
+        let log = self.logs.entry(data["step"].as_i64().unwrap()).or_default();
+        assert_eq!(
+            data["offset"],
+            json!(log.len()),
+            "a gap or a repeat after {} connections: {message}",
+            self.connections
+        );
+        log.push_str(data["text"].as_str().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
+    let database = tokio::task::spawn_blocking(postgres::database).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let mut file = std::fs::File::options();
+    let mut file = file.create_new(true).write(true).mode(0o600).open(&key).unwrap();
+    let fresh = KeyringVault::generate().unwrap();
+    std::io::Write::write_all(&mut file, fresh.expose().as_bytes()).unwrap();
+    let (url, key) = (database.url(), key.display().to_string());
+    let mut installation = Installation::with(&["--database-url", &url, "--key-file", &key, "--migrate"]);
+    fake::install(installation.path());
+    let roles = ["app", "app", "scheduler", "scheduler"];
+    let mut servers: Vec<Server> = (0..)
+        .zip(roles)
+        .map(|(number, role)| Server::new(&installation, role, number))
+        .collect();
+    for server in &mut servers {
+        server.start(&installation).await;
+    }
+    // The installation's own server is the gateway: everybody asks it, agents too.
+    installation.environment = vec![
+        ("DBTCLOUD_ROLE", "gateway".to_owned()),
+        ("DBTCLOUD_APP_URL", format!("{},{}", servers[0].url, servers[1].url)),
+        ("DBTCLOUD_AGENT_URL", installation.url()),
+    ];
+    installation.start().await;
+
+    let repository = fake::repository(&installation.path().join("origin"));
+    let enough = folder.path().join("enough");
+    let slow = format!("dbt run --select {}", enough.display());
+    let followed = installation.job(&repository, &[&slow]).await;
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        jobs.push(installation.job(&repository, &["dbt build"]).await);
+    }
+    let before: usize = database.ask("SELECT count(*) FROM projects").parse().unwrap();
+    let people = People {
+        api: installation.api().clone(),
+        enough: Arc::default(),
+        answers: Arc::default(),
+    };
+    let followed = people.api.trigger(followed).await;
+    let tail = tokio::spawn(Tail::follow(people.api.clone(), followed));
+    let creating: Vec<_> = (0..2).map(|who| tokio::spawn(people.clone().create(who))).collect();
+    let running: Vec<_> = jobs.iter().map(|job| tokio::spawn(people.clone().run(*job))).collect();
+    let at_work = |run: &Value| run["run_steps"][3]["status"] == json!(3);
+    people.api.until(followed, LIMIT, at_work).await;
+
+    for server in &mut servers {
+        let answered = people.answers.load(Ordering::Relaxed);
+        server.stop().await;
+        server.start(&installation).await;
+        until(LIMIT, || async {
+            let now = people.answers.load(Ordering::Relaxed);
+            (now >= answered + BETWEEN).then_some(()).ok_or(now)
+        })
+        .await;
+    }
+    let run = people.api.run(followed).await.unwrap();
+    assert!(at_work(&run), "the followed run ended before the last restart: {run:#}");
+    people.enough.store(true, Ordering::Relaxed);
+    std::fs::write(&enough, "").unwrap();
+
+    let (mut created, mut ended) = (before, 0);
+    for worker in creating {
+        created += worker.await.unwrap();
+    }
+    for worker in running {
+        ended += worker.await.unwrap();
+    }
+    assert!(ended > 4, "few runs: {ended}");
+    // Each POST that was answered made one project, and none made two.
+    assert_eq!(database.ask("SELECT count(*) FROM projects"), created.to_string());
+
+    let run = people.succeeds(followed).await;
+    let tail = tokio::time::timeout(LIMIT, tail).await.unwrap().unwrap();
+    assert!(tail.connections > 1, "the tail was never cut");
+    let again = Tail::follow(people.api.clone(), followed).await;
+    assert_eq!(tail.events, again.events);
+    assert_eq!(tail.logs, again.logs);
+    assert_eq!(
+        run["run_steps"][3]["logs"].as_str(),
+        tail.logs.get(&4).map(String::as_str)
+    );
+    // Nothing was lost and begun anew, and nothing ran twice.
+    let runs = database.ask("SELECT count(*), max(attempt), min(status), max(status) FROM runs");
+    assert_eq!(runs, format!("{}|1|success|success", ended + 1));
+
+    for server in &mut servers {
+        server.stop().await;
+        installation.check_log(&server.log);
+    }
+    installation.stop().await;
+}
