@@ -116,9 +116,10 @@ forward! {
     }
     Logs {
         reads read(account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> LogPage;
-        writes moved(account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> () =
-            format!("log of step {step} of run {run}, {length} bytes");
-        reads unmoved(after: RunId, limit: u32) -> Vec<(AccountId, RunId)>;
+        writes moved(account: AccountId, run: RunId, step: u32, part: LogPart) -> () =
+            format!("log of step {step} of run {run}, bytes {} to {}", part.start, part.end);
+        writes discard(account: AccountId, run: RunId) -> () = format!("logs of run {run}");
+        reads unmoved(after: RunId, live_bytes: u64, limit: u32) -> Vec<(AccountId, RunId)>;
     }
     Outbox {
         writes take(consumer: Consumer, now: Timestamp, until: Timestamp, limit: u32) -> Vec<Delivery> =

@@ -32,7 +32,7 @@ pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observ
 pub use history::{History, MONTHS_AHEAD};
 pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
-pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
+pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, LogPart, Logs};
 pub use outbox::{Consumer, Delivery, Outbox};
 pub use runs::{
     Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, MESSAGE_LIMIT_BYTES,

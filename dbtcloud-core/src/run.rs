@@ -20,10 +20,16 @@ pub use wait::{Wait, WaitCause, explain};
 
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::job::JobType;
+use crate::ports::LogPart;
 use crate::time::Timestamp;
 
 /// The longest a trigger's cause may be, in characters (dbt Cloud's rule).
 pub const CAUSE_LIMIT_CHARS: usize = 255;
+
+/// The most that one part of a step's log in the artifact store holds.
+pub const LOG_PART_BYTES: u64 = 16 * 1024 * 1024;
+/// How much of the end of a growing log stays in the database.
+pub const LOG_TAIL_BYTES: u64 = 1024 * 1024;
 
 /// How a run ended. A warning is an outcome of its own; on the wire it is a success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -262,10 +268,43 @@ pub struct RunStep {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
-    /// Bytes of log in storage, from 0 without a hole.
+    /// The length of the log.
     pub log_bytes: u64,
-    /// Where the log is in the artifact store, once it has been moved there.
+    /// Where the bytes in the database begin; at the end of the log when there are none.
+    pub log_first: u64,
+    /// Where the parts in the artifact store end, in order: the first begins at 0, each other one where the one
+    /// before it ends, and the last ends at `log_first`. Empty too when the log was discarded.
+    pub log_parts: Vec<u64>,
+    /// The name of the whole log in the artifact store, when version 0.1 moved it there.
     pub log_object: Option<String>,
+}
+
+impl RunStep {
+    /// The part in the artifact store that has this byte, if one has.
+    pub fn log_part(&self, offset: u64) -> Option<LogPart> {
+        let at = self.log_parts.partition_point(|end| *end <= offset);
+        let end = *self.log_parts.get(at)?;
+        let start = at.checked_sub(1).and_then(|before| self.log_parts.get(before));
+        Some(LogPart {
+            start: start.copied().unwrap_or(0),
+            end,
+        })
+    }
+
+    /// The part of the log that is to be moved to the artifact store next, if any: of a run that has ended
+    /// all there is, of another one no more than leaves [`LOG_TAIL_BYTES`] to those who follow it. A part has
+    /// [`LOG_PART_BYTES`] at most.
+    ///
+    /// It depends on nothing but the log, so whoever tries again, or at the same time, moves the same part.
+    pub fn part_to_move(&self, ended: bool) -> Option<LogPart> {
+        let there = self.log_bytes.saturating_sub(self.log_first);
+        let kept = if ended { 0 } else { LOG_TAIL_BYTES };
+        let whole = there >= LOG_PART_BYTES + kept;
+        (whole || ended && there > 0).then(|| LogPart {
+            start: self.log_first,
+            end: self.log_first + there.min(LOG_PART_BYTES),
+        })
+    }
 }
 
 /// A step as its agent reports it.

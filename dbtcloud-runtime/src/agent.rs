@@ -39,6 +39,7 @@ use tracing::Instrument as _;
 pub use artifacts::{CONCURRENCY, FILE_LIMIT, UPLOAD_LIMIT};
 pub(crate) use command::EXECUTING;
 pub use console::STEP_LOG_LIMIT_BYTES;
+pub(crate) use console::plain;
 pub use git::{GIT_LIMIT, LOCK_LIMIT};
 pub use invoke::SESSIONS_LIMIT;
 pub(crate) use nodes::INTERRUPTED;

@@ -1,18 +1,19 @@
 //! Background cleanup: chores that take no input and converge. Each is safe to run anywhere, any number of
 //! times; a lease only spares work.
 
+mod flush_logs;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use dbtcloud_core::Result;
 use dbtcloud_core::catalog::{Kind, Record};
-use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::id::RunId;
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::{Area, ArtifactKey, ExecutionId};
-use dbtcloud_core::{Error, ErrorKind, Result};
+use dbtcloud_core::ports::ExecutionId;
 use tokio_util::sync::CancellationToken;
 
 use crate::ControlPlane;
-use crate::plane::log_path;
 
 /// The lease that spares several processes the same chores.
 const LEASE: &str = "cleanup";
@@ -48,7 +49,7 @@ pub struct Cleaned {
     pub executions: u64,
     /// Tickets and keys of ended runs.
     pub tickets: u64,
-    /// Step logs moved to the artifact store.
+    /// Parts of step logs moved to the artifact store.
     pub logs: u64,
     /// Scratch folders without an execution.
     pub folders: u64,
@@ -71,7 +72,7 @@ pub async fn round(plane: &ControlPlane) -> Result<Cleaned> {
     let cleaned = Cleaned {
         executions: remove_orphans(plane).await?,
         tickets: plane.tickets().purge(now.minus(TICKET_AGE), PAGE).await?,
-        logs: move_logs(plane).await?,
+        logs: flush_logs::round(plane).await?,
         folders: remove_folders(plane).await?,
     };
     for (kind, count) in [
@@ -151,59 +152,6 @@ async fn remove_orphans(plane: &ControlPlane) -> Result<u64> {
         }
     }
     Ok(removed)
-}
-
-/// Moves the step logs of finished runs to the artifact store, and out of the database only after the store
-/// has been asked for their length.
-async fn move_logs(plane: &ControlPlane) -> Result<u64> {
-    let Ok(artifacts) = plane.artifacts() else {
-        return Ok(0);
-    };
-    let mut after = RunId::new(0);
-    let mut moved = 0;
-    for _ in 0..PAGES {
-        let runs = plane.logs().unmoved(after, PAGE).await?;
-        let Some((_, last)) = runs.last() else { break };
-        after = *last;
-        for (account, run) in runs {
-            moved += move_run(plane, artifacts, account, run).await?;
-        }
-    }
-    Ok(moved)
-}
-
-async fn move_run(
-    plane: &ControlPlane,
-    artifacts: &dyn dbtcloud_core::ports::Artifacts,
-    account: AccountId,
-    run: RunId,
-) -> Result<u64> {
-    let mut moved = 0;
-    for step in plane.runs().steps(account, run).await? {
-        if step.log_object.is_some() || step.log_bytes == 0 {
-            continue;
-        }
-        let (index, length) = (step.state.index, step.log_bytes);
-        let key = ArtifactKey {
-            account,
-            run,
-            area: Area::Logs,
-            path: log_path(index)?,
-        };
-        let written = artifacts.put(&key, plane.step_log_stream(account, step)).await?;
-        let kept = artifacts.stat(&key).await?.map(|meta| meta.bytes);
-        if written != length || kept != Some(length) {
-            return Err(Error::unavailable(format!(
-                "log of run {run} step {index} has {length} bytes, the artifact store kept {kept:?}"
-            )));
-        }
-        match plane.logs().moved(account, run, index, length, key.path.as_str()).await {
-            Ok(()) => moved += 1,
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(moved)
 }
 
 /// Removes scratch folders of executions that are gone, where they are on this host.

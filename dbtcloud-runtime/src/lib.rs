@@ -21,6 +21,7 @@ pub mod plan;
 pub mod plane;
 pub mod protocol;
 pub mod scheduler;
+mod segment;
 pub mod trace;
 pub mod vault;
 mod wakeups;

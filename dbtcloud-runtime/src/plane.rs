@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use live::{LiveCursor, LiveEvent};
-pub use logs::{debug_log_path, log_path};
+pub(crate) use logs::part_key;
+pub use logs::{LogLines, debug_log_path, log_part_path, log_path};
 pub use trigger::NotRetryable;
 
 use crate::clock::SystemClock;

@@ -18,6 +18,15 @@ pub struct LogPage {
     pub length: u64,
 }
 
+/// A part of a step's log, by its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LogPart {
+    /// The first byte.
+    pub start: u64,
+    /// The first byte that is not in it any more.
+    pub end: u64,
+}
+
 /// Logs of run steps, while they are in the database. Written by [`crate::ports::Runs::report`].
 #[async_trait]
 pub trait Logs: Send + Sync {
@@ -27,13 +36,20 @@ pub trait Logs: Send + Sync {
     /// Errors: `NotFound` when the run is not in the account or has no such step.
     async fn read(&self, account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> Result<LogPage>;
 
-    /// Notes that the whole log of a step, `length` bytes, is in the artifact store as `object`, and drops
-    /// it from the database. Nothing is dropped unless the stored length is `length`.
+    /// Notes that a part of a step's log is whole in the artifact store, and drops it from the database. Parts
+    /// are moved in order and without a hole: a part begins where the bytes in the database do.
     ///
-    /// Errors: `Conflict` when the length is another; `NotFound` as for `read`. A second call is `Ok`.
-    async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()>;
+    /// Errors: `Conflict` when it begins elsewhere, is empty or ends beyond the log (reread); `NotFound` as
+    /// for `read`. A part that was moved already is `Ok`.
+    async fn moved(&self, account: AccountId, run: RunId, step: u32, part: LogPart) -> Result<()>;
 
-    /// Finished runs, over all accounts, that still have log bytes in the database; by run id above
-    /// `after`, at most `limit`.
-    async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>>;
+    /// Forgets the logs of all steps of a run that has ended, wherever they are: a read then begins at the end
+    /// of the log, and no part is told any more. The lengths stay. A second call changes nothing.
+    ///
+    /// Errors: `Conflict` when the run has not ended; `NotFound` as for `read`.
+    async fn discard(&self, account: AccountId, run: RunId) -> Result<()>;
+
+    /// Runs, over all accounts, whose logs are to be moved: ended ones with any bytes in the database, others
+    /// with at least `live_bytes` of one step; by run id above `after`, at most `limit`.
+    async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>>;
 }

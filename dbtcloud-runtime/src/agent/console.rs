@@ -114,7 +114,7 @@ impl Console {
 }
 
 /// Text without terminal escape sequences.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
     while let Some(c) = chars.next() {

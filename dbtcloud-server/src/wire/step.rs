@@ -50,6 +50,7 @@ pub(crate) fn view(step: &RunStep, account: AccountId, logs: &StepLogs, now: Tim
         3 => "running",
         _ => "default",
     };
+    let moved = step.log_object.is_some() || !step.log_parts.is_empty();
     object! {
         "id": step.id.get(),
         "run_id": step.run.get(),
@@ -64,8 +65,8 @@ pub(crate) fn view(step: &RunStep, account: AccountId, logs: &StepLogs, now: Tim
         "truncated_debug_logs": logs.debug_tail,
         "log_path": Value::Null,
         "debug_log_path": Value::Null,
-        "log_location": if step.log_object.is_some() { "s3" } else { "db" },
-        "log_archive_type": if step.log_object.is_some() { "scribe" } else { "db_flushed" },
+        "log_location": if moved { "s3" } else { "db" },
+        "log_archive_type": if moved { "scribe" } else { "db_flushed" },
         "started_at": state.started_at.map(time::spaced),
         "finished_at": state.finished_at.map(time::spaced),
         "created_at": time::spaced(step.created_at),

@@ -199,7 +199,7 @@ async fn settle(world: &Arc<World>, eye: &ControlPlane) -> usize {
     loop {
         sim.sleep(Duration::from_secs(5)).await;
         let due = world.storage.due(crate::agent::now(world), 1).await.unwrap();
-        let unmoved = world.storage.unmoved(0.into(), 1).await.unwrap();
+        let unmoved = world.storage.unmoved(0.into(), 1, 1).await.unwrap();
         let executions = world.executor.list().await.unwrap();
         let mut undelivered = 0;
         for consumer in Consumer::ALL {

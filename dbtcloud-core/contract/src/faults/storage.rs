@@ -9,8 +9,9 @@ use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
     Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence,
-    Fired, Firing, History, Journal, Leases, LogPage, Logs, NewSession, Outbox, Owner, Renewed, RunChange, RunFilter,
-    RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Wakeups,
+    Fired, Firing, History, Journal, Leases, LogPage, LogPart, Logs, NewSession, Outbox, Owner, Renewed, RunChange,
+    RunFilter, RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets,
+    Wakeups,
 };
 use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -137,17 +138,23 @@ impl Logs for FaultyStorage {
             .await
     }
 
-    async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()> {
+    async fn moved(&self, account: AccountId, run: RunId, step: u32, part: LogPart) -> Result<()> {
         self.faults
-            .strike("logs.moved", true, || {
-                self.stores.logs.moved(account, run, step, length, object)
-            })
+            .strike("logs.moved", true, || self.stores.logs.moved(account, run, step, part))
             .await
     }
 
-    async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
+    async fn discard(&self, account: AccountId, run: RunId) -> Result<()> {
         self.faults
-            .strike("logs.unmoved", true, || self.stores.logs.unmoved(after, limit))
+            .strike("logs.discard", true, || self.stores.logs.discard(account, run))
+            .await
+    }
+
+    async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
+        self.faults
+            .strike("logs.unmoved", true, || {
+                self.stores.logs.unmoved(after, live_bytes, limit)
+            })
             .await
     }
 }

@@ -2,10 +2,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{LOG_READ_LIMIT_BYTES, LogPage, Logs};
+use dbtcloud_core::ports::{LOG_READ_LIMIT_BYTES, LogPage, LogPart, Logs};
 
 use super::MemoryStorage;
-use super::state::{Mutation, check_text};
+use super::state::{Mutation, StoredStep};
 
 #[async_trait]
 impl Logs for MemoryStorage {
@@ -17,8 +17,8 @@ impl Logs for MemoryStorage {
             .get(&step)
             .ok_or_else(|| Error::not_found("step", step))?;
         let length = stored.step.log_bytes;
-        let offset = offset.clamp(stored.discarded, length);
-        let start = (offset - stored.discarded) as usize;
+        let offset = offset.clamp(stored.step.log_first, length);
+        let start = (offset - stored.step.log_first) as usize;
         let end = stored.log.len().min(start + limit.min(LOG_READ_LIMIT_BYTES) as usize);
         Ok(LogPage {
             offset,
@@ -27,31 +27,55 @@ impl Logs for MemoryStorage {
         })
     }
 
-    async fn moved(&self, account: AccountId, run: RunId, step: u32, length: u64, object: &str) -> Result<()> {
-        check_text("object", &object)?;
+    async fn moved(&self, account: AccountId, run: RunId, step: u32, part: LogPart) -> Result<()> {
         let mut state = self.lock();
         let careless = state.breaks(Mutation::DropLogs);
         state.run_of(account, run)?;
         let stored = state.runs.get_mut(&run).and_then(|stored| stored.steps.get_mut(&step));
-        let stored = stored.ok_or_else(|| Error::not_found("step", step))?;
-        if stored.step.log_bytes != length && !careless {
+        let StoredStep { step: known, log } = stored.ok_or_else(|| Error::not_found("step", step))?;
+        if known.log_part(part.start) == Some(part) {
+            return Ok(());
+        }
+        let fits = part.start == known.log_first && part.start < part.end && part.end <= known.log_bytes;
+        if !fits && !careless {
             return Err(Error::conflict(format!(
-                "log of step {step} of run {run} has {} bytes, not {length}",
-                stored.step.log_bytes
+                "log of step {step} of run {run} is in the database from {} to {}, not from {} to {}",
+                known.log_first, known.log_bytes, part.start, part.end
             )));
         }
-        stored.step.log_object = Some(object.to_owned());
-        stored.discarded = stored.step.log_bytes;
-        stored.log.clear();
+        let end = part.end.clamp(known.log_first, known.log_bytes);
+        log.drain(..(end - known.log_first) as usize);
+        known.log_first = end;
+        known.log_parts.push(end);
         Ok(())
     }
 
-    async fn unmoved(&self, after: RunId, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
+    async fn discard(&self, account: AccountId, run: RunId) -> Result<()> {
+        let mut state = self.lock();
+        let careless = state.breaks(Mutation::DiscardLive);
+        let ended = state.run_of(account, run)?.run.status.is_terminal();
+        if !ended && !careless {
+            return Err(Error::conflict(format!("run {run} has not ended")));
+        }
+        let steps = state.runs.get_mut(&run).map(|stored| stored.steps.values_mut());
+        for StoredStep { step, log } in steps.into_iter().flatten() {
+            log.clear();
+            step.log_first = step.log_bytes;
+            step.log_parts.clear();
+            step.log_object = None;
+        }
+        Ok(())
+    }
+
+    async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         let state = self.lock();
         let unmoved = state.runs.values().filter(|stored| {
-            stored.run.id > after
-                && stored.run.status.is_terminal()
-                && stored.steps.values().any(|step| !step.log.is_empty())
+            let least = if stored.run.status.is_terminal() {
+                1
+            } else {
+                live_bytes.max(1)
+            };
+            stored.run.id > after && stored.steps.values().any(|step| step.log.len() as u64 >= least)
         });
         Ok(unmoved
             .take(limit as usize)

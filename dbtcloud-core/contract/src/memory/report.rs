@@ -106,16 +106,11 @@ impl State {
                         created_at: batch.at,
                         updated_at: batch.at,
                         log_bytes: 0,
+                        log_first: 0,
+                        log_parts: Vec::new(),
                         log_object: None,
                     };
-                    stored.steps.insert(
-                        state.index,
-                        StoredStep {
-                            step,
-                            log: Vec::new(),
-                            discarded: 0,
-                        },
-                    );
+                    stored.steps.insert(state.index, StoredStep { step, log: Vec::new() });
                 }
             }
             self.tell(stored, batch.at, step_event(state));

@@ -53,7 +53,7 @@ pub enum Mutation {
     ShareLeases,
     /// A second session is opened beside the first.
     OpenTwice,
-    /// A move of a log does not look at its length.
+    /// A move of a log does not look at what there is of it.
     DropLogs,
     /// A change of a run's status is written to the journal and to no consumer.
     ForgetConsumers,
@@ -69,11 +69,13 @@ pub enum Mutation {
     ForgetLive,
     /// What hangs on a forgotten run outlives it.
     KeepTickets,
+    /// The logs of runs that execute are discarded.
+    DiscardLive,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -101,6 +103,7 @@ impl Mutation {
         Self::IgnoreLines,
         Self::ForgetLive,
         Self::KeepTickets,
+        Self::DiscardLive,
     ];
 }
 
@@ -174,9 +177,8 @@ pub(super) struct StoredRun {
 #[derive(Clone)]
 pub(super) struct StoredStep {
     pub(super) step: RunStep,
-    /// The bytes from `discarded` on.
+    /// The bytes from `log_first` on.
     pub(super) log: Vec<u8>,
-    pub(super) discarded: u64,
 }
 
 impl State {

@@ -1,14 +1,14 @@
 //! What [`Logs`](dbtcloud_core::ports::Logs) means.
 
 use bytes::Bytes;
-use dbtcloud_core::error::ErrorKind;
+use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::{JobId, RunId};
-use dbtcloud_core::ports::{Batch, Claimed, LOG_READ_LIMIT_BYTES, LogPage};
+use dbtcloud_core::ports::{Batch, Claimed, LOG_READ_LIMIT_BYTES, LogPage, LogPart};
 use dbtcloud_core::run::{RunEvent, StepStatus};
 
 use super::Stores;
 use super::samples::{
-    ACCOUNT, LATE, STRANGER, agent, at, batch, chunk, claim_until, enqueue, free_run, kind, running, step,
+    ACCOUNT, LATE, STRANGER, agent, at, batch, chunk, claim_until, enqueue, free_run, kind, running, step, together,
 };
 
 cases! { $ logs_cases, logs, Stores:
@@ -21,10 +21,15 @@ cases! { $ logs_cases, logs, Stores:
     steps_have_logs_of_their_own,
     what_is_not_there_is_not_found,
     a_moved_log_is_dropped,
-    a_move_with_another_length_conflicts,
+    a_log_is_moved_in_parts_while_it_grows,
+    a_part_that_does_not_fit_conflicts,
     a_second_move_is_fine,
-    a_step_tells_where_its_log_went,
+    many_movers_move_each_part_once,
+    a_reader_sees_every_byte_or_that_it_moved,
+    a_discarded_log_is_forgotten,
+    logs_of_a_run_that_executes_are_not_discarded,
     unmoved_are_the_ended_with_bytes,
+    unmoved_are_the_live_with_many_bytes,
     unmoved_goes_on_after_a_run,
 }
 
@@ -182,80 +187,195 @@ async fn what_is_not_there_is_not_found(stores: Stores) {
             ErrorKind::NotFound
         );
         assert_eq!(
-            kind(stores.logs.moved(account, run, step, 5, "log/1").await),
+            kind(stores.logs.moved(account, run, step, part(0, 5)).await),
             ErrorKind::NotFound
         );
+        if step == 1 {
+            assert_eq!(kind(stores.logs.discard(account, run).await), ErrorKind::NotFound);
+        }
     }
     assert_eq!(stores.logs.read(ACCOUNT, run, 1, 0, 10).await.unwrap().bytes.len(), 5);
+}
+
+const fn part(start: u64, end: u64) -> LogPart {
+    LogPart { start, end }
+}
+
+async fn moved(stores: &Stores, claimed: &Claimed, step: u32, start: u64, end: u64) -> Result<()> {
+    stores.logs.moved(ACCOUNT, claimed.run.id, step, part(start, end)).await
+}
+
+/// Where the log of step 1 is: its first byte in the database, and the ends of its parts.
+async fn place(stores: &Stores, claimed: &Claimed) -> (u64, Vec<u64>) {
+    let mut steps = stores.runs.steps(ACCOUNT, claimed.run.id).await.unwrap();
+    let step = steps.swap_remove(0);
+    (step.log_first, step.log_parts)
 }
 
 async fn a_moved_log_is_dropped(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello", b" world"]).await;
     append(&stores, &claimed, 5, vec![chunk(2, 0, "stays")]).await;
     end(&stores, &claimed, 6).await;
-    stores
-        .logs
-        .moved(ACCOUNT, claimed.run.id, 1, 11, "logs/1")
-        .await
-        .unwrap();
+    moved(&stores, &claimed, 1, 0, 11).await.unwrap();
     assert_eq!(
         read(&stores, &claimed, 0, 100).await,
         page(11, b"", 11),
         "it begins at the first byte there is"
     );
+    assert_eq!(place(&stores, &claimed).await, (11, vec![11]));
     let other = stores.logs.read(ACCOUNT, claimed.run.id, 2, 0, 100).await.unwrap();
     assert_eq!(other, page(0, b"stays", 5));
 }
 
-async fn a_move_with_another_length_conflicts(stores: Stores) {
+async fn a_log_is_moved_in_parts_while_it_grows(stores: Stores) {
+    let claimed = with_log(&stores, &[b"hello", b" ", b"world"]).await;
+    moved(&stores, &claimed, 1, 0, 7).await.unwrap();
+    assert_eq!(read(&stores, &claimed, 0, 100).await, page(7, b"orld", 11));
+    assert_eq!(read(&stores, &claimed, 9, 1).await, page(9, b"l", 11));
+    append(&stores, &claimed, 6, vec![chunk(1, 11, " and more")]).await;
+    assert_eq!(read(&stores, &claimed, 5, 100).await, page(7, b"orld and more", 20));
+    moved(&stores, &claimed, 1, 7, 12).await.unwrap();
+    assert_eq!(read(&stores, &claimed, 0, 100).await, page(12, b"and more", 20));
+    moved(&stores, &claimed, 1, 12, 20).await.unwrap();
+    assert_eq!(place(&stores, &claimed).await, (20, vec![7, 12, 20]));
+    append(&stores, &claimed, 7, vec![chunk(1, 20, "!")]).await;
+    assert_eq!(read(&stores, &claimed, 0, 100).await, page(20, b"!", 21));
+    let step = stores.runs.steps(ACCOUNT, claimed.run.id).await.unwrap().swap_remove(0);
+    for (offset, expected) in [
+        (0, Some(part(0, 7))),
+        (6, Some(part(0, 7))),
+        (7, Some(part(7, 12))),
+        (19, Some(part(12, 20))),
+        (20, None),
+    ] {
+        assert_eq!(step.log_part(offset), expected, "{offset}");
+    }
+}
+
+async fn a_part_that_does_not_fit_conflicts(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello"]).await;
-    end(&stores, &claimed, 4).await;
-    for length in [0, 4, 6] {
-        let moved = stores.logs.moved(ACCOUNT, claimed.run.id, 1, length, "logs/1").await;
-        assert_eq!(kind(moved), ErrorKind::Conflict);
+    for (start, end) in [(0, 0), (0, 6), (1, 5), (5, 5), (3, 2)] {
+        let refused = moved(&stores, &claimed, 1, start, end).await;
+        assert_eq!(kind(refused), ErrorKind::Conflict, "{start}..{end}");
     }
     assert_eq!(read(&stores, &claimed, 0, 100).await, page(0, b"hello", 5));
-    assert_eq!(
-        stores.runs.steps(ACCOUNT, claimed.run.id).await.unwrap()[0].log_object,
-        None
-    );
+    assert_eq!(place(&stores, &claimed).await, (0, vec![]));
+    moved(&stores, &claimed, 1, 0, 3).await.unwrap();
+    for (start, end) in [(0, 4), (0, 2), (2, 5), (4, 5), (3, 6), (3, 3)] {
+        let refused = moved(&stores, &claimed, 1, start, end).await;
+        assert_eq!(kind(refused), ErrorKind::Conflict, "{start}..{end}");
+    }
+    assert_eq!(read(&stores, &claimed, 0, 100).await, page(3, b"lo", 5));
 }
 
 async fn a_second_move_is_fine(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello"]).await;
-    end(&stores, &claimed, 4).await;
-    for _ in 0..2 {
-        stores
-            .logs
-            .moved(ACCOUNT, claimed.run.id, 1, 5, "logs/1")
-            .await
-            .unwrap();
+    for (start, end) in [(0, 2), (0, 2), (2, 5), (0, 2), (2, 5)] {
+        moved(&stores, &claimed, 1, start, end).await.unwrap();
     }
+    assert_eq!(place(&stores, &claimed).await, (5, vec![2, 5]));
     assert_eq!(read(&stores, &claimed, 0, 100).await, page(5, b"", 5));
 }
 
-async fn a_step_tells_where_its_log_went(stores: Stores) {
+async fn many_movers_move_each_part_once(stores: Stores) {
+    let claimed = with_log(&stores, &[b"hello", b" world"]).await;
+    let run = claimed.run.id;
+    let results = together(4, |_| {
+        let stores = stores.clone();
+        async move {
+            for start in 0..11 {
+                stores
+                    .logs
+                    .moved(ACCOUNT, run, 1, part(start, start + 1))
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    results.await;
+    assert_eq!(place(&stores, &claimed).await, (11, (1..=11).collect()));
+}
+
+async fn a_reader_sees_every_byte_or_that_it_moved(stores: Stores) {
+    let claimed = with_log(&stores, &[]).await;
+    let whole: Vec<u8> = (0_u32..400_000).flat_map(u32::to_le_bytes).collect();
+    for (number, (index, piece)) in (3..).zip(whole.chunks(800_000).enumerate()) {
+        append(
+            &stores,
+            &claimed,
+            number,
+            vec![chunk(1, index as u64 * 800_000, piece.to_vec())],
+        )
+        .await;
+    }
+    let (run, length) = (claimed.run.id, whole.len() as u64);
+    let (mover, whole) = (stores.clone(), std::sync::Arc::new(whole));
+    let moving = tokio::spawn(async move {
+        let mut start = 0;
+        while start < length {
+            let end = length.min(start + 70_001);
+            mover.logs.moved(ACCOUNT, run, 1, part(start, end)).await.unwrap();
+            start = end;
+        }
+    });
+    loop {
+        let over = moving.is_finished();
+        for offset in (0..length).step_by(299_993) {
+            let page = stores.logs.read(ACCOUNT, run, 1, offset, 300_000).await.unwrap();
+            assert!(page.offset >= offset);
+            let from = page.offset as usize;
+            let expected = &whole[from..whole.len().min(from + 300_000)];
+            assert!(page.bytes == expected, "other bytes than those at {from}");
+        }
+        if over {
+            break;
+        }
+        // A storage that never waits would keep the mover from its thread.
+        tokio::task::yield_now().await;
+    }
+    moving.await.unwrap();
+}
+
+async fn a_discarded_log_is_forgotten(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello"]).await;
-    end(&stores, &claimed, 4).await;
-    stores
-        .logs
-        .moved(ACCOUNT, claimed.run.id, 1, 5, "logs/ü 1")
-        .await
-        .unwrap();
-    stores
-        .logs
-        .moved(ACCOUNT, claimed.run.id, 2, 0, "logs/2")
-        .await
-        .unwrap();
-    let steps = stores.runs.steps(ACCOUNT, claimed.run.id).await.unwrap();
+    append(&stores, &claimed, 4, vec![chunk(2, 0, "second")]).await;
+    moved(&stores, &claimed, 1, 0, 2).await.unwrap();
+    end(&stores, &claimed, 5).await;
+    for _ in 0..2 {
+        stores.logs.discard(ACCOUNT, claimed.run.id).await.unwrap();
+        assert_eq!(place(&stores, &claimed).await, (5, vec![]));
+        assert_eq!(
+            read(&stores, &claimed, 0, 100).await,
+            page(5, b"", 5),
+            "the length stays"
+        );
+        let second = stores.logs.read(ACCOUNT, claimed.run.id, 2, 0, 100).await.unwrap();
+        assert_eq!(second, page(6, b"", 6));
+    }
+    assert_eq!(stores.logs.unmoved(RunId::new(0), 1, 10).await.unwrap(), []);
+}
+
+async fn logs_of_a_run_that_executes_are_not_discarded(stores: Stores) {
+    let claimed = with_log(&stores, &[b"hello"]).await;
     assert_eq!(
-        (steps[0].log_bytes, steps[0].log_object.as_deref()),
-        (5, Some("logs/ü 1"))
+        kind(stores.logs.discard(ACCOUNT, claimed.run.id).await),
+        ErrorKind::Conflict
     );
-    assert_eq!(
-        (steps[1].log_bytes, steps[1].log_object.as_deref()),
-        (0, Some("logs/2"))
-    );
+    assert_eq!(read(&stores, &claimed, 0, 100).await, page(0, b"hello", 5));
+}
+
+async fn unmoved_are_the_live_with_many_bytes(stores: Stores) {
+    let live = with_log(&stores, &[b"hello", b" world"]).await;
+    append(&stores, &live, 5, vec![chunk(2, 0, "hello world")]).await;
+    let unmoved = async |least| stores.logs.unmoved(RunId::new(0), least, 10).await.unwrap();
+    assert_eq!(unmoved(11).await, [(ACCOUNT, live.run.id)], "once, whatever its steps");
+    assert_eq!(unmoved(12).await, [], "of one step, not of the run");
+    moved(&stores, &live, 1, 0, 4).await.unwrap();
+    moved(&stores, &live, 2, 0, 4).await.unwrap();
+    assert_eq!(unmoved(8).await, [], "what was moved does not count");
+    assert_eq!(unmoved(7).await, [(ACCOUNT, live.run.id)]);
+    end(&stores, &live, 6).await;
+    assert_eq!(unmoved(8).await, [(ACCOUNT, live.run.id)], "ended");
 }
 
 async fn unmoved_are_the_ended_with_bytes(stores: Stores) {
@@ -267,18 +387,18 @@ async fn unmoved_are_the_ended_with_bytes(stores: Stores) {
     end(&stores, &ended, 5).await;
     let none = RunId::new(0);
     assert_eq!(
-        stores.logs.unmoved(none, 10).await.unwrap(),
+        stores.logs.unmoved(none, 100, 10).await.unwrap(),
         [(ACCOUNT, ended.run.id)],
         "once, whatever its steps"
     );
-    stores.logs.moved(ACCOUNT, ended.run.id, 1, 3, "logs/1").await.unwrap();
+    moved(&stores, &ended, 1, 0, 3).await.unwrap();
     assert_eq!(
-        stores.logs.unmoved(none, 10).await.unwrap().len(),
+        stores.logs.unmoved(none, 100, 10).await.unwrap().len(),
         1,
         "the other step has bytes still"
     );
-    stores.logs.moved(ACCOUNT, ended.run.id, 2, 3, "logs/2").await.unwrap();
-    assert_eq!(stores.logs.unmoved(none, 10).await.unwrap(), []);
+    moved(&stores, &ended, 2, 0, 3).await.unwrap();
+    assert_eq!(stores.logs.unmoved(none, 100, 10).await.unwrap(), []);
 }
 
 async fn unmoved_goes_on_after_a_run(stores: Stores) {
@@ -298,11 +418,11 @@ async fn unmoved_goes_on_after_a_run(stores: Stores) {
         end(&stores, &claimed, 2).await;
         runs.push((account, run));
     }
-    assert_eq!(stores.logs.unmoved(RunId::new(0), 2).await.unwrap(), runs[..2]);
+    assert_eq!(stores.logs.unmoved(RunId::new(0), 100, 2).await.unwrap(), runs[..2]);
     assert_eq!(
-        stores.logs.unmoved(runs[1].1, 10).await.unwrap(),
+        stores.logs.unmoved(runs[1].1, 100, 10).await.unwrap(),
         runs[2..],
         "over all accounts"
     );
-    assert_eq!(stores.logs.unmoved(runs[4].1, 10).await.unwrap(), []);
+    assert_eq!(stores.logs.unmoved(runs[4].1, 100, 10).await.unwrap(), []);
 }

@@ -48,10 +48,7 @@ async fn another_account_sees_nothing(stores: Stores) {
         kind(stores.logs.read(STRANGER, run.id, 1, 0, 10).await),
         ErrorKind::NotFound
     );
-    assert_eq!(
-        kind(stores.logs.moved(STRANGER, run.id, 1, 0, "x").await),
-        ErrorKind::NotFound
-    );
+    assert_eq!(kind(stores.logs.discard(STRANGER, run.id).await), ErrorKind::NotFound);
     assert_eq!(stores.runs.newest(STRANGER, &[JOB]).await.unwrap(), []);
     assert_eq!(stores.runs.queued(STRANGER).await.unwrap(), 0);
     let by_id = RunFilter {

@@ -39,6 +39,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(1, "first", "0001_first.sql", oldest_binary: 1),
     migration!(2, "outbox", "0002_outbox.sql", oldest_binary: 2),
     migration!(3, "history", "0003_history.sql", oldest_binary: 3),
+    migration!(4, "log_parts", "0004_log_parts.sql", oldest_binary: 4),
 ];
 
 const RECORD_TABLE: Sql =

@@ -15,7 +15,7 @@ use dbtcloud_core::{Direction, Error, Page, Paged, Result, Timestamp};
 
 use crate::engine::{self, Conditions, Link, Row, Sql, args};
 use crate::storage::{SqlStorage, no_nul_json, to_json};
-use crate::{journal, queue, reports};
+use crate::{journal, logs, queue, reports};
 
 /// The columns of a run, each after a prefix (`""` or `"r."`).
 macro_rules! run_columns {
@@ -159,7 +159,8 @@ const STATES: Sql = Sql::each(
 macro_rules! step_columns {
     () => {
         "s.id, s.run_id, s.step_index, s.name, s.kind, s.status, s.started_at, s.finished_at, s.exit_code, \
-         s.message, s.backend, s.created_at, s.updated_at, s.log_bytes, s.log_object"
+         s.message, s.backend, s.created_at, s.updated_at, s.log_bytes, s.log_first, \
+         s.log_parts, s.log_object"
     };
 }
 
@@ -272,6 +273,8 @@ fn read_step(row: &Row) -> Result<RunStep> {
         created_at: row.at("created_at")?,
         updated_at: row.at("updated_at")?,
         log_bytes: row.count("log_bytes")?,
+        log_first: row.count("log_first")?,
+        log_parts: logs::read_parts(row)?,
         log_object: row.maybe_text("log_object")?,
     })
 }

@@ -58,6 +58,10 @@ pub(super) enum Command {
         run: usize,
         step: u32,
         wrong: bool,
+        percent: u8,
+    },
+    Discard {
+        run: usize,
     },
     Take {
         consumer: usize,
@@ -202,7 +206,9 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(claim, event, stale, text)| Command::Change { claim, event, stale, text }),
         2 => (any::<usize>(), stale()).prop_map(|(run, stranger)| Command::Cancel { run, stranger }),
         14 => report().prop_map(Command::Report),
-        2 => (any::<usize>(), 1_u32..4, stale()).prop_map(|(run, step, wrong)| Command::Moved { run, step, wrong }),
+        3 => (any::<usize>(), 1_u32..4, stale(), 1_u8..=100)
+            .prop_map(|(run, step, wrong, percent)| Command::Moved { run, step, wrong, percent }),
+        1 => any::<usize>().prop_map(|run| Command::Discard { run }),
         3 => (0_usize..3, 1_i64..40, 1_u32..4)
             .prop_map(|(consumer, seconds, limit)| Command::Take { consumer, seconds, limit }),
         3 => (any::<usize>(), proptest::option::weighted(0.4, 0_i64..60))

@@ -109,7 +109,7 @@ impl Side {
         for id in &self.sessions {
             write(&self.plain_session(self.stores.sessions.get(ACCOUNT, *id).await?))?;
         }
-        let unmoved = self.stores.logs.unmoved(RunId::new(0), 1_000).await?;
+        let unmoved = self.stores.logs.unmoved(RunId::new(0), 8, 1_000).await?;
         write(
             &unmoved
                 .into_iter()

@@ -6,7 +6,7 @@ use dbtcloud_core::catalog::{Draft, Kind, Row};
 use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
 use dbtcloud_core::ports::{
-    Batch, Claimed, Consumer, Delivery, Digest, EventBody, Fence, Fired, Firing, NewSession, Owner, RunChange,
+    Batch, Claimed, Consumer, Delivery, Digest, EventBody, Fence, Fired, Firing, LogPart, NewSession, Owner, RunChange,
     RunPatch, ScheduleEntry, SessionChange, TicketIssue,
 };
 use dbtcloud_core::run::{Admission, CauseCategory, NewRun, Run, RunEvent, RunStatus, Trigger};
@@ -255,22 +255,29 @@ impl Side {
                 answer(cancelled.map(|run| self.plain(run)))
             }
             Command::Report(report) => self.report(report).await,
-            Command::Moved { run, step, wrong } => {
+            Command::Moved {
+                run,
+                step,
+                wrong,
+                percent,
+            } => {
                 let Some((account, run)) = self.run(*run) else {
                     return nothing();
                 };
-                let length = self.log_length(account, run, *step).await + u64::from(*wrong);
-                // Only of runs that ended: the port does not say what a log is that grows after its move.
-                if !self
-                    .stores
-                    .runs
-                    .get(account, run)
-                    .await
-                    .is_ok_and(|run| run.status.is_terminal())
-                {
+                let steps = self.stores.runs.steps(account, run).await.unwrap_or_default();
+                let known = steps.iter().find(|known| known.state.index == *step);
+                let (first, length) = known.map_or((0, 0), |known| (known.log_first, known.log_bytes));
+                let part = LogPart {
+                    start: first + u64::from(*wrong),
+                    end: first + (length - first) * u64::from(*percent) / 100,
+                };
+                answer(self.stores.logs.moved(account, run, *step, part).await)
+            }
+            Command::Discard { run } => {
+                let Some((account, run)) = self.run(*run) else {
                     return nothing();
-                }
-                answer(self.stores.logs.moved(account, run, *step, length, "logs/moved").await)
+                };
+                answer(self.stores.logs.discard(account, run).await)
             }
             Command::Take { .. } | Command::Settle { .. } => self.outbox(command).await,
             Command::Put { .. } | Command::Fire { .. } => self.schedule(command).await,
