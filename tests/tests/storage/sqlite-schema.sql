@@ -178,7 +178,7 @@ CREATE TABLE run_steps (
     updated_at INTEGER NOT NULL,
     log_bytes INTEGER NOT NULL DEFAULT 0,
     log_first INTEGER NOT NULL DEFAULT 0,
-    log_object TEXT,
+    log_object TEXT, log_parts TEXT,
     UNIQUE (run_id, step_index)
 ) STRICT;
 CREATE TABLE runs (
