@@ -36,7 +36,7 @@ use dbtcloud_core::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-pub use artifacts::{CONCURRENCY, FILE_LIMIT, UPLOAD_LIMIT};
+pub use artifacts::{CONCURRENCY, FILE_LIMIT, FULL_LIMIT, OUTAGE_LIMIT};
 pub(crate) use command::EXECUTING;
 pub use console::STEP_LOG_LIMIT_BYTES;
 pub(crate) use console::plain;

@@ -54,7 +54,11 @@ impl IntoResponse for Refused {
             }
             _ => tracing::debug!(error = %error.chain(), "agent request refused"),
         }
-        let status = StatusCode::from_u16(status_of(error.kind())).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let status = if is_full(&error) {
+            StatusCode::INSUFFICIENT_STORAGE
+        } else {
+            StatusCode::from_u16(status_of(error.kind())).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+        };
         (
             status,
             Json(Refusal {
@@ -63,6 +67,14 @@ impl IntoResponse for Refused {
         )
             .into_response()
     }
+}
+
+/// Whether a store has no room left, which waiting does not make.
+fn is_full(error: &Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
 }
 
 type Answer<T> = std::result::Result<T, Refused>;

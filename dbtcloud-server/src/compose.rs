@@ -261,7 +261,7 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The lock of an embedded data directory; it lives as long as its file is open, also when we are killed.
-fn alone(data_dir: &Path) -> anyhow::Result<File> {
+pub(crate) fn alone(data_dir: &Path) -> anyhow::Result<File> {
     let path = data_dir.join("lock");
     let mut file = OpenOptions::new()
         .create(true)

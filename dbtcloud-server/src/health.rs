@@ -1,5 +1,7 @@
 //! `/healthz`: the process answers. `/readyz`: what it depends on answers too.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,6 +12,9 @@ use dbtcloud_runtime::ControlPlane;
 use serde_json::json;
 
 use crate::App;
+
+/// How long the artifact store may take to answer whether it is there.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// One thing that a server depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +39,19 @@ pub struct Readiness {
 impl Readiness {
     /// Asks every component of a control plane. Changes nothing.
     pub async fn of(plane: &ControlPlane) -> Self {
-        // A read that any migrated database can answer, and a listing of a run that cannot exist.
+        // A read that any migrated database can answer, and a listing of a run that cannot exist, which asks an
+        // object store one question.
         let database = plane.catalog().scan(Kind::Account, 0, 1).await.err();
         let artifacts = match plane.artifacts() {
-            Ok(store) => store.list(AccountId::new(0), RunId::new(0), None).await.err(),
+            Ok(store) => {
+                let asked = store.list(AccountId::new(0), RunId::new(0), None);
+                match tokio::time::timeout(PROBE_LIMIT, asked).await {
+                    Ok(answer) => answer.err(),
+                    Err(_) => Some(dbtcloud_core::Error::unavailable(
+                        "the artifact store does not answer in time; runs wait for it",
+                    )),
+                }
+            }
             Err(error) => Some(error),
         };
         let ticked = plane.metrics().scheduler_tick_at.get();

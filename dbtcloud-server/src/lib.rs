@@ -28,6 +28,7 @@ pub mod serve;
 pub mod telemetry;
 #[cfg(feature = "cli")]
 mod tls;
+pub mod transfer;
 
 mod call;
 mod gateway;

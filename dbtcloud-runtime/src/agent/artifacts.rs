@@ -15,12 +15,15 @@ use tokio::task::JoinSet;
 use super::halt::Halt;
 use super::redact::Redactor;
 use super::reporter::Reporter;
-use super::uplink::{Backoff, Uplink};
+use super::uplink::{Backoff, Uplink, is_full};
 
 /// Files on their way at one time.
 pub const CONCURRENCY: usize = 8;
-/// How long files may take to arrive after the last step, as long as the control plane is there.
-pub const UPLOAD_LIMIT: Duration = Duration::from_secs(60);
+/// How long files may take to arrive after the last step while the control plane is there and the artifact store
+/// is not: an outage delays a run, and loses nothing that it left.
+pub const OUTAGE_LIMIT: Duration = Duration::from_secs(3600);
+/// The same while the store is there and has no room: waiting makes none.
+pub const FULL_LIMIT: Duration = Duration::from_secs(60);
 /// The most files that one step may leave.
 pub const FILE_LIMIT: usize = 100_000;
 /// Files that are of no use to anybody else, or hold more than they should.
@@ -70,7 +73,13 @@ pub(super) struct Uploads {
     tasks: JoinSet<Sent>,
     saved: Saved,
     /// Why a file had to be sent again the last time: what is told when there is no more time to try.
-    refused: Arc<std::sync::Mutex<Option<String>>>,
+    refused: Arc<std::sync::Mutex<Option<Refused>>>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    full: bool,
 }
 
 impl Uploads {
@@ -115,9 +124,9 @@ impl Uploads {
     }
 
     /// Waits until everything has arrived or is given up. While the control plane is away, up to `deadline`;
-    /// while it is there, for [`UPLOAD_LIMIT`].
+    /// while it is there, for [`OUTAGE_LIMIT`] or [`FULL_LIMIT`].
     pub(super) async fn finish(&mut self, reporter: &Reporter, deadline: tokio::time::Instant) -> Saved {
-        let mut patience = UPLOAD_LIMIT;
+        let mut waited = Duration::ZERO;
         let look = Duration::from_secs(1);
         while !self.tasks.is_empty() {
             match tokio::time::timeout(look, self.tasks.join_next()).await {
@@ -126,16 +135,22 @@ impl Uploads {
                     Err(why) => self.saved.failed.push((sent.step, sent.path, why)),
                 },
                 Ok(_) => {}
-                Err(_) if reporter.heard() => patience = patience.saturating_sub(look),
+                Err(_) if reporter.heard() => waited = waited.saturating_add(look),
                 Err(_) => {}
             }
-            if patience.is_zero() || tokio::time::Instant::now() >= deadline {
+            let full = |last: std::sync::MutexGuard<'_, Option<Refused>>| last.as_ref().is_some_and(|last| last.full);
+            let limit = if self.refused.lock().is_ok_and(full) {
+                FULL_LIMIT
+            } else {
+                OUTAGE_LIMIT
+            };
+            if waited >= limit || tokio::time::Instant::now() >= deadline {
                 let late = self.tasks.len();
                 self.tasks.shutdown().await;
                 let last = self.refused.lock().ok().and_then(|mut last| last.take());
                 let why = last.map_or_else(
                     || "they took too long".to_owned(),
-                    |last| format!("they took too long; the last answer was: {last}"),
+                    |last| format!("they took too long; the last answer was: {}", last.why),
                 );
                 self.saved.failed.push((0, format!("{late} files"), why));
             }
@@ -148,7 +163,7 @@ async fn send(
     uplink: &Uplink,
     halt: &Halt,
     permits: &Semaphore,
-    refused: &std::sync::Mutex<Option<String>>,
+    refused: &std::sync::Mutex<Option<Refused>>,
     outgoing: Outgoing,
 ) -> Sent {
     let parts: Vec<&str> = outgoing.parts.iter().map(String::as_str).collect();
@@ -162,7 +177,10 @@ async fn send(
                 Ok(_) => return Ok(()),
                 Err(error) if error.retryable() => {
                     if let Ok(mut last) = refused.lock() {
-                        *last = Some(error.chain());
+                        *last = Some(Refused {
+                            why: error.chain(),
+                            full: is_full(&error),
+                        });
                     }
                     backoff.pause().await;
                 }

@@ -161,6 +161,9 @@ impl Uplink {
             .ok()
             .and_then(|body| serde_json::from_slice::<Refusal>(&body.to_bytes()).ok());
         Err(match refusal {
+            Some(refusal) if status == axum::http::StatusCode::INSUFFICIENT_STORAGE => {
+                Error::unavailable(refusal.message).because(Full)
+            }
             Some(refusal) => Error::new(kind_of(status.as_u16()), refusal.message),
             None => Error::unavailable(format!("control plane answered {status} without a reason")),
         })
@@ -247,6 +250,16 @@ impl Uplink {
         tokio::time::timeout(TRANSFER_LIMIT, fetch).await.map_err(late)??;
         tokio::fs::rename(&part, to).await.map_err(cannot)
     }
+}
+
+/// The control plane's word that its store has no room.
+#[derive(Debug, thiserror::Error)]
+#[error("the artifact store is full")]
+struct Full;
+
+/// Whether something could not be stored for lack of room.
+pub(super) fn is_full(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<Full>())
 }
 
 /// A report as it goes over the wire.

@@ -21,7 +21,7 @@ use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
-use dbtcloud_server::{serve, telemetry};
+use dbtcloud_server::{serve, telemetry, transfer};
 use dbtcloud_sql::SqlStorage;
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
@@ -41,6 +41,9 @@ enum Command {
     Config(ConfigCommand),
     /// Brings the database's schema up to date
     Migrate(MigrateArgs),
+    /// Moves what a server keeps
+    #[command(subcommand)]
+    Storage(StorageCommand),
     /// Makes the first account, its administrator and a token, which is printed once
     Bootstrap(BootstrapArgs),
     /// Shows a run from beginning to end, from nothing
@@ -56,6 +59,25 @@ enum ConfigCommand {
     Check(Given),
     /// Prints the settings in force, without secrets
     Show(Given),
+}
+
+#[derive(Subcommand)]
+enum StorageCommand {
+    /// Copies a database into an empty one and compares them; a copy that was interrupted goes on
+    Copy(CopyArgs),
+}
+
+#[derive(Args)]
+struct CopyArgs {
+    /// The database with everything: sqlite:///… or postgres://…; no server may work on it
+    #[arg(long, env = "DBTCLOUD_COPY_FROM", value_name = "URL", hide_env_values = true)]
+    from: String,
+    /// The empty one; its schema is made
+    #[arg(long, env = "DBTCLOUD_COPY_TO", value_name = "URL", hide_env_values = true)]
+    to: String,
+    /// Tell what would be copied, and change nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Args)]
@@ -116,6 +138,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             log(&settings)?;
             runtime()?.block_on(migrate(&settings, args.check))
         }
+        Command::Storage(StorageCommand::Copy(args)) => runtime()?.block_on(async {
+            let told = |line| println!("{line}");
+            transfer::copy(&args.from, &args.to, args.dry_run, SystemClock.now(), told).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
         Command::Bootstrap(args) => {
             let settings = understood(&args.given)?;
             log(&settings)?;

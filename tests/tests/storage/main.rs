@@ -8,6 +8,7 @@ mod names;
 mod pace;
 mod races;
 mod subjects;
+mod transfer;
 
 use dbtcloud_contract::suite::Subject;
 

@@ -35,8 +35,10 @@ mod schedules;
 mod sessions;
 mod storage;
 mod tickets;
+mod transfer;
 mod wakeups;
 
 pub use engine::{Engine, Options};
 pub use runs::Caller;
 pub use storage::SqlStorage;
+pub use transfer::Copied;

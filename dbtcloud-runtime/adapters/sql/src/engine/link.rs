@@ -158,6 +158,14 @@ impl Row {
         column!(self, name)
     }
 
+    pub(crate) fn maybe_bool(&self, name: &str) -> Result<Option<bool>> {
+        column!(self, name)
+    }
+
+    pub(crate) fn maybe_bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        column!(self, name)
+    }
+
     pub(crate) fn bytes(&self, name: &str) -> Result<Bytes> {
         let bytes: Vec<u8> = column!(self, name)?;
         Ok(Bytes::from(bytes))
