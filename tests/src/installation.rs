@@ -96,7 +96,6 @@ impl Installation {
             .arg("--data-dir")
             .arg(self.path())
             .args(&self.arguments);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.env("DBTCLOUD_UV", project::workspace().join(".cache/bin/uv"));
         command
     }
