@@ -44,7 +44,7 @@ async fn moves(from: &SqlStorage, to: &SqlStorage, back: &SqlStorage) {
 
     // New ids go on behind the old ones.
     let newest = queue(to, 2_000).await;
-    assert!(newest.get() > 451, "{newest}");
+    assert_eq!(newest.get() % 100_000_000, 452, "{newest}");
     assert_eq!(to.get(ACCOUNT, newest).await.unwrap().id, newest);
 
     // What is there is not written over.
@@ -106,7 +106,7 @@ async fn no_table_is_forgotten() {
         let name = line.split([' ', '(']).next().unwrap();
         let name = name.trim_matches('"');
         assert!(
-            name == "schema_migrations" || told.iter().any(|one| one == name),
+            ["schema_migrations", "run_numbers"].contains(&name) || told.iter().any(|one| one == name),
             "{name}"
         );
     }

@@ -11,16 +11,17 @@ use crate::storage::SqlStorage;
 /// Rows of one page, and of one transaction.
 const PAGE_ROWS: usize = 200;
 
-/// The tables but for the record of the schema; those that refer to others last. Over the catalog.
+/// The tables but for the record of the schema and the number of the last run; steps last, which refer to their runs
+/// on SQLite. Over the catalog.
 const TABLES: Sql = Sql::each(
     "SELECT c.relname::text AS name FROM pg_class c \
      WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition \
-        AND c.relname NOT IN ('schema_migrations', 'transfer') \
-     ORDER BY EXISTS (SELECT 1 FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f'), c.relname",
+        AND c.relname NOT IN ('schema_migrations', 'transfer', 'run_numbers') \
+     ORDER BY c.relname = 'run_steps', c.relname",
     "SELECT t.name FROM sqlite_schema t \
      WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
-        AND t.name NOT IN ('schema_migrations', 'transfer') \
-     ORDER BY EXISTS (SELECT 1 FROM pragma_foreign_key_list(t.name)), t.name",
+        AND t.name NOT IN ('schema_migrations', 'transfer', 'run_numbers') \
+     ORDER BY t.name = 'run_steps', t.name",
 );
 
 /// The columns of a table: name, type, and place in the primary key (0 for the others). Over the catalog.
@@ -30,6 +31,20 @@ const COLUMNS: Sql = Sql::each(
      FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary \
      WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname",
     "SELECT name, type, pk AS place FROM pragma_table_info($1) ORDER BY name",
+);
+
+/// Tables that are copied in the order of another unique key than their primary one: history that is divided on
+/// PostgreSQL has no primary key that leaves the run out.
+const KEYS: [(&str, [&str; 2]); 1] = [("run_steps", ["run_id", "step_index"])];
+
+/// The number of the last run, which is a sequence on one engine and a table on the other.
+const LAST_RUN: Sql = Sql::each(
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS last FROM run_numbers",
+    "SELECT last FROM run_numbers",
+);
+const SET_LAST_RUN: Sql = Sql::each(
+    "SELECT setval('run_numbers', greatest($1, 1), $1 > 0)",
+    "UPDATE run_numbers SET last = $1",
 );
 
 /// Says that a copy into this database has begun and not ended.
@@ -138,6 +153,10 @@ impl Table {
                 columns.push(Column { name, kind });
             }
             key.sort_unstable();
+            if let Some((_, wanted)) = KEYS.iter().find(|(table, _)| *table == name) {
+                let at = |wanted: &str| columns.iter().position(|column: &Column| column.name == wanted);
+                key = (0..).zip(wanted.iter().filter_map(|wanted| at(wanted))).collect();
+            }
             if key.is_empty() {
                 return Err(Error::corrupt(format!("database: {name} has no primary key")));
             }
@@ -360,6 +379,7 @@ impl SqlStorage {
                 after = Some(last.clone());
             }
         }
+        let last_run = from.one(&LAST_RUN, args![]).await?.int("last")?;
         let copied = self.digests().await?;
         if target.digests().await? != copied {
             return Err(Error::corrupt(
@@ -372,6 +392,7 @@ impl SqlStorage {
             for table in &theirs {
                 set_counter(&mut link, table).await?;
             }
+            link.all(&SET_LAST_RUN, args![last_run]).await?;
             link.execute(&UNMARK, args![]).await.map(drop)
         }
         .await;
@@ -408,7 +429,7 @@ impl SqlStorage {
 
 /// Lets a table's own counter go on behind its greatest id. SQLite's does so by itself.
 async fn set_counter(link: &mut Link<'_>, table: &Table) -> Result<()> {
-    let counted = table.key.len() == 1 && table.columns[table.key[0]].name == "id";
+    let counted = table.columns.iter().any(|column| column.name == "id");
     if link.engine() == Engine::Sqlite || !counted {
         return Ok(());
     }
