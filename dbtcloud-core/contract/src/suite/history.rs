@@ -163,7 +163,10 @@ async fn what_is_forgotten_is_gone_with_all_that_hangs_on_it(stores: Stores) {
     assert_eq!(kind(stores.tickets.authenticate(KEY).await), ErrorKind::Denied);
     assert!(!stores.tickets.redeemed(run, 1).await.unwrap());
     assert_eq!(stores.runs.states(&[run]).await.unwrap(), []);
-    assert_eq!(stores.logs.unmoved(NONE, 10).await.unwrap(), [(ACCOUNT, other.id)]);
+    assert_eq!(
+        stores.logs.unmoved(NONE, u64::MAX, 10).await.unwrap(),
+        [(ACCOUNT, other.id)]
+    );
     assert_eq!(stores.runs.get(ACCOUNT, other.id).await.unwrap(), other);
 }
 
@@ -231,7 +234,7 @@ async fn a_dropped_month_is_gone_and_the_others_stay(stores: Stores) {
             kind(stores.logs.read(ACCOUNT, early.id, 1, 0, 9).await),
             ErrorKind::NotFound
         );
-        assert_eq!(stores.logs.unmoved(NONE, 10).await.unwrap(), []);
+        assert_eq!(stores.logs.unmoved(NONE, u64::MAX, 10).await.unwrap(), []);
         assert_eq!(stores.history.months().await.unwrap(), [Month::of(months_later(2))]);
         assert_eq!(stores.runs.get(ACCOUNT, late.id).await.unwrap(), late);
         // The month can be used again, by a clock that was set back.
