@@ -255,9 +255,12 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
         .create(path)
         .with_context(|| format!("cannot make the directory {}", path.display()))?;
     let probe = path.join(".probe");
-    File::create(&probe)
-        .and_then(|_| std::fs::remove_file(&probe))
-        .with_context(|| format!("cannot write in the directory {}", path.display()))
+    let written = match File::create(&probe).and_then(|_| std::fs::remove_file(&probe)) {
+        // Another server of the directory that starts just now has removed it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.is_dir() => Ok(()),
+        written => written,
+    };
+    written.with_context(|| format!("cannot write in the directory {}", path.display()))
 }
 
 /// The lock of an embedded data directory; it lives as long as its file is open, also when we are killed.
@@ -330,6 +333,16 @@ mod tests {
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         drop(first);
         assert!(alone(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn servers_of_one_directory_may_start_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..500).for_each(|_| private_directory(dir.path()).unwrap()));
+            }
+        });
     }
 
     #[test]

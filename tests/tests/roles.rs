@@ -54,7 +54,7 @@ impl Server {
         }
     }
 
-    async fn start(&mut self, installation: &Installation) {
+    fn spawn(&mut self, installation: &Installation) {
         let mut log = std::fs::File::options();
         let log = log.create(true).append(true).open(&self.log).unwrap();
         let mut command = installation.command("serve");
@@ -64,6 +64,9 @@ impl Server {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.child = Some(command.spawn().unwrap());
+    }
+
+    async fn ready(&self) {
         let ready = format!("{}/readyz", self.url);
         until(LIMIT, || async {
             match reqwest::get(&ready).await {
@@ -251,7 +254,10 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
         .map(|(number, role)| Server::new(&installation, role, number))
         .collect();
     for server in &mut servers {
-        server.start(&installation).await;
+        server.spawn(&installation);
+    }
+    for server in &servers {
+        server.ready().await;
     }
     // The installation's own server is the gateway: everybody asks it, agents too.
     installation.environment = vec![
@@ -285,7 +291,8 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     for server in &mut servers {
         let answered = people.answers.load(Ordering::Relaxed);
         server.stop().await;
-        server.start(&installation).await;
+        server.spawn(&installation);
+        server.ready().await;
         until(LIMIT, || async {
             let now = people.answers.load(Ordering::Relaxed);
             (now >= answered + BETWEEN).then_some(()).ok_or(now)
