@@ -49,6 +49,11 @@ pub struct Stage {
     _key: tempfile::TempDir,
 }
 
+fn now_micros() -> u128 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap().as_micros()
+}
+
 impl Stage {
     /// Everything that a workload needs, and no server.
     pub async fn new(base: Base) -> Self {
@@ -126,10 +131,7 @@ impl Stage {
 
     async fn come_due(&self) {
         // An instant of its own each time.
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap();
-        let at = now.as_micros() - 1_000_000;
+        let at = now_micros() - 1_000_000;
         let job = self.scheduled;
         self.ask(&format!("UPDATE schedules SET next_at = {at} WHERE job_id = {job}"))
             .await;
@@ -271,7 +273,14 @@ impl Stage {
         let began = Instant::now();
         let slow = self.slow;
         loop {
-            let open = self.ask("SELECT CAST(run_id AS TEXT) FROM run_queue").await;
+            // What is still to be told of a run can begin another one, and so can a hand that is due.
+            let open = self
+                .ask(&format!(
+                    "SELECT CAST(run_id AS TEXT) FROM run_queue UNION ALL SELECT CAST(run_id AS TEXT) FROM outbox \
+                     UNION ALL SELECT CAST(job_id AS TEXT) FROM schedules WHERE next_at <= {}",
+                    now_micros()
+                ))
+                .await;
             if open.is_empty() {
                 break;
             }
