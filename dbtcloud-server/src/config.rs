@@ -1,7 +1,7 @@
 //! What the `dbtcloud` binary can be told: flags, `DBTCLOUD_*` variables and one TOML file, in that order of
 //! precedence, over defaults. Every problem is found before anything is done, and all are told at once.
 //!
-//! A new setting has a line in [`given`], in [`resolve`] and in [`show`], and a row in the README.
+//! A new setting has a line in `given`, in `resolve` and in `show`, and a row in the README.
 
 mod given;
 mod resolve;
