@@ -48,8 +48,8 @@ fn check_shape(event: &Value) {
         }
     }
     if let Some(parent) = event.pointer("/run/facets/parent") {
-        assert!(is_uuid(text(parent, "/run/runId")) && is_uuid(text(parent, "/root/run/runId")));
-        assert!(!text(parent, "/job/name").is_empty() && !text(parent, "/root/job/name").is_empty());
+        assert!(is_uuid(text(parent, "/run/runId")) && is_uuid(text(&parent["root"], "/run/runId")));
+        assert!(!text(parent, "/job/name").is_empty() && !text(&parent["root"], "/job/name").is_empty());
     }
     if let Some(error) = event.pointer("/run/facets/errorMessage") {
         assert!(!text(error, "/message").is_empty() && text(error, "/programmingLanguage") == "SQL");
@@ -124,7 +124,7 @@ pub async fn check(receiver: &Receiver, account: i64, runs: &Played) {
         .find(|event| event.pointer("/run/runId") == two.pointer("/run/facets/parent/run/runId"))
         .unwrap();
     assert_eq!(text(command, "/job/facets/jobType/jobType"), "COMMAND");
-    let root = text(two, "/run/facets/parent/root/run/runId");
+    let root = text(&two["run"]["facets"]["parent"]["root"], "/run/runId");
     assert_eq!(text(command, "/run/facets/parent/run/runId"), root);
 
     let failed = of(receiver, account, &runs.failed).await;

@@ -41,7 +41,8 @@ const AFTER_COMMIT: &str = "after_commit";
 pub(crate) enum Database {
     #[cfg(feature = "postgres")]
     Postgres(PgPool),
-    /// SQLite has one writer at a time: writers queue here, fairly, and not by polling inside SQLite. Readers see the last commit (WAL) and never wait.
+    /// SQLite has one writer at a time: writers queue here, fairly, and not by polling inside SQLite. Readers
+    /// see the last commit (WAL) and never wait.
     #[cfg(feature = "sqlite")]
     Sqlite {
         writer: Writer,
@@ -196,9 +197,9 @@ impl Work {
         }
     }
 
-    /// Ends the transaction of this call of a port: commits what went well and takes back the rest. Either way its locks are gone when this returns:
-    /// left to a drop, they would last until the connection is next looked at, and the caller's own next
-    /// call might run into them.
+    /// Ends the transaction of this call of a port: commits what went well and takes back the rest. Either
+    /// way its locks are gone when this returns: left to a drop, they would last until the connection is
+    /// next looked at, and the caller's own next call might run into them.
     pub(crate) async fn end<T, E: From<Error>>(
         self,
         call: &'static str,
