@@ -68,15 +68,32 @@ pub struct Composed {
     _alone: Option<File>,
 }
 
-/// Connects to the database of the settings. The schema is not touched.
+/// Connects to the database of the settings, for a command. The schema is not touched.
 ///
 /// # Errors
 /// What cannot be reached, without the URL.
 pub async fn connect(settings: &Settings) -> anyhow::Result<SqlStorage> {
+    connect_as(settings, "command", &instance()).await
+}
+
+/// The same as a process that the server shows by what it does and by its name.
+async fn connect_as(settings: &Settings, role: &str, instance: &str) -> anyhow::Result<SqlStorage> {
     if settings.is_embedded() {
         private_directory(&settings.data_dir)?;
     }
-    SqlStorage::connect(&settings.database_url, SqlOptions::new())
+    let database = &settings.database;
+    let mut options = SqlOptions::new()
+        .with_application_name(format!("dbtcloud/{role}/{instance}"))
+        .with_pool_size(database.pool_size)
+        .with_statement_timeout(Duration::from_secs(database.statement_timeout_seconds))
+        .with_lock_timeout(Duration::from_secs(database.lock_timeout_seconds));
+    if let Some(file) = &database.password_file {
+        options = options.with_password(secret_in(file).context("database_password_file")?);
+    }
+    if let Some(url) = &database.listen_url {
+        options = options.with_listen_url(Secret::new(url));
+    }
+    SqlStorage::connect(&settings.database_url, options)
         .await
         .map_err(told)
         .context("cannot open the database that database_url names")
@@ -114,7 +131,8 @@ pub async fn compose(
     } else {
         None
     };
-    let storage = connect(settings).await?;
+    let instance = instance();
+    let storage = connect_as(settings, &role_names(settings), &instance).await?;
     if settings.is_embedded() || settings.migrate {
         storage
             .migrate()
@@ -154,7 +172,6 @@ pub async fn compose(
         cache_dir,
         environment: agent_environment(settings, environment),
     };
-    let instance = instance();
     let otlp = match &settings.otlp_endpoint {
         Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &instance)?)),
         None => None,
@@ -190,6 +207,15 @@ pub async fn compose(
 /// their processes anew.
 pub fn instance() -> String {
     format!("{}-{}-{:08x}", host_name(), std::process::id(), rand::random::<u32>())
+}
+
+/// What a process does, in a word or several.
+fn role_names(settings: &Settings) -> String {
+    let names: Vec<_> = settings.roles.iter().map(|role| role.name()).collect();
+    match names.len() {
+        all if all == Role::ALL.len() => "all".to_owned(),
+        _ => names.join("+"),
+    }
 }
 
 /// The loops that the roles of the settings ask for.

@@ -53,6 +53,21 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
+/// How the database is used.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Database {
+    /// File with the password of its role.
+    pub password_file: Option<PathBuf>,
+    /// Where wake-ups are heard, when the URL leads to a pooler. It may hold a password.
+    pub listen_url: Option<String>,
+    /// Connections of this process.
+    pub pool_size: u32,
+    /// Seconds that a statement may take.
+    pub statement_timeout_seconds: u64,
+    /// Seconds that a statement may wait for a lock.
+    pub lock_timeout_seconds: u64,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -84,6 +99,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// The database. It may hold a password.
     pub database_url: String,
+    /// How it is used.
+    pub database: Database,
     /// Artifacts and logs. It may hold a secret.
     pub artifacts_url: String,
     /// What this process does; never empty.

@@ -1,10 +1,13 @@
 //! An installation of the real binary in a temporary directory, to be used, broken and looked at.
 
+use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use dbtcloud_runtime::vault::KeyringVault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -32,6 +35,19 @@ pub fn binary() -> PathBuf {
         .join("dbtcloud")
 }
 
+/// Makes a key file in a folder. Its path.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn key_file(folder: &Path) -> String {
+    let path = folder.join("key");
+    let mut file = std::fs::File::options();
+    let mut file = file.create_new(true).write(true).mode(0o600).open(&path).unwrap();
+    file.write_all(KeyringVault::generate().unwrap().expose().as_bytes())
+        .unwrap();
+    path.display().to_string()
+}
+
 /// An installation and, while it is up, its server.
 pub struct Installation {
     directory: TempDir,
@@ -40,6 +56,7 @@ pub struct Installation {
     /// Variables of the server, beside its own.
     pub environment: Vec<(&'static str, String)>,
     arguments: Vec<String>,
+    keys: Option<TempDir>,
     listen: String,
     server: Option<Child>,
     api: Api,
@@ -65,6 +82,7 @@ impl Installation {
             expected: Vec::new(),
             environment: Vec::new(),
             arguments,
+            keys: None,
             listen: format!("127.0.0.1:{port}"),
             server: None,
             api: Api::new("", "", 0),
@@ -85,6 +103,19 @@ impl Installation {
             said["token"].as_str().unwrap(),
             said["account_id"].as_i64().unwrap(),
         );
+        installation
+    }
+
+    /// The same on PostgreSQL, with a key file of its own.
+    ///
+    /// # Panics
+    /// When it cannot be bootstrapped.
+    pub fn on(database_url: &str, arguments: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("dbtcloud-key-").tempdir().unwrap();
+        let key = key_file(folder.path());
+        let own = ["--database-url", database_url, "--key-file", &key, "--migrate"];
+        let mut installation = Self::with(&[&own, arguments].concat());
+        installation.keys = Some(folder);
         installation
     }
 

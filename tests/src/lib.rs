@@ -12,6 +12,7 @@ pub mod project;
 pub mod s3;
 pub mod scrape;
 mod shared;
+pub mod tls;
 
 /// The snippets of the README, compiled.
 #[cfg(doctest)]

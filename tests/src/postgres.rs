@@ -24,6 +24,19 @@ pub const GUARDED_ROLE: &str = "guarded";
 /// Its password.
 pub const PASSWORD: &str = "correct-horse-battery";
 
+/// What is special about a server.
+#[derive(Default)]
+pub struct Custom {
+    /// Whether it flushes to disk.
+    pub durable: bool,
+    /// Lines for `postgresql.conf`.
+    pub settings: String,
+    /// Lines for `pg_hba.conf`, before the others.
+    pub access: String,
+    /// Files beside its data, name and text, that nobody else may read.
+    pub files: Vec<(&'static str, String)>,
+}
+
 /// A server of one test's own. Ended by its process id when dropped.
 pub struct Cluster {
     directory: PathBuf,
@@ -34,24 +47,28 @@ pub struct Cluster {
 impl Cluster {
     /// Starts a server that does not flush to disk: quick, and lost with the machine.
     pub fn start() -> Self {
-        Self::start_with(false)
+        Self::start_as(&Custom::default())
     }
 
     /// The same with PostgreSQL's own durability, for measurements.
     pub fn start_durable() -> Self {
-        Self::start_with(true)
+        Self::start_as(&Custom {
+            durable: true,
+            ..Custom::default()
+        })
     }
 
-    fn start_with(durable: bool) -> Self {
+    /// The same with more settings.
+    pub fn start_as(custom: &Custom) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("dbtcloud-postgres-")
             .tempdir()
             .expect("a directory");
-        Self::start_in(directory.keep(), durable)
+        Self::start_in(directory.keep(), custom)
     }
 
-    fn start_in(directory: PathBuf, durable: bool) -> Self {
-        initialize(&directory, durable);
+    fn start_in(directory: PathBuf, custom: &Custom) -> Self {
+        initialize(&directory, custom);
         let mut cluster = Self {
             directory,
             port: 0,
@@ -117,9 +134,18 @@ impl Cluster {
 
     /// Ends the server as a power cut would, all its connections with it.
     pub fn kill(&mut self) {
-        let Some(mut server) = self.server.take() else { return };
         // SIGQUIT: the server takes its children along and does not tidy up.
-        run(Command::new("kill").args(["-QUIT", &server.id().to_string()]));
+        self.end("-QUIT");
+    }
+
+    /// Ends the server as an operator does: it ends its connections and tidies up.
+    pub fn stop(&mut self) {
+        self.end("-INT");
+    }
+
+    fn end(&mut self, signal: &str) {
+        let Some(mut server) = self.server.take() else { return };
+        run(Command::new("kill").args([signal, &server.id().to_string()]));
         let deadline = Instant::now() + PATIENCE;
         while server.try_wait().expect("a child").is_none() {
             assert!(Instant::now() < deadline, "postgres does not end:\n{}", self.log());
@@ -236,7 +262,7 @@ pub fn database() -> Database {
 /// The port of the cluster that all tests of this run share.
 fn shared_port() -> u16 {
     let port = shared("postgres", "QUIT", |directory| {
-        let mut cluster = Cluster::start_in(directory, false);
+        let mut cluster = Cluster::start_in(directory, &Custom::default());
         let server = cluster.server.take().expect("a server");
         let port = cluster.port;
         // From here on the guardian's.
@@ -252,7 +278,7 @@ fn unique_name() -> String {
     format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn initialize(directory: &Path, durable: bool) {
+fn initialize(directory: &Path, custom: &Custom) {
     // The server runs as another user when this is root, and PostgreSQL refuses root.
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("permissions");
     let data = directory.join("data");
@@ -278,14 +304,24 @@ fn initialize(directory: &Path, durable: bool) {
          shared_buffers = 128MB\nlog_min_messages = warning\n",
         directory.display()
     );
-    if !durable {
+    settings.push_str(&custom.settings);
+    if !custom.durable {
         settings.push_str("fsync = off\nfull_page_writes = off\n");
     }
     fs::write(data.join("postgresql.auto.conf"), settings).expect("settings");
     let access = format!(
-        "local all all trust\nhost all {GUARDED_ROLE} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+        "local all all trust\n{}host all {GUARDED_ROLE} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n",
+        custom.access
     );
     fs::write(data.join("pg_hba.conf"), access).expect("access rules");
+    for (name, text) in &custom.files {
+        let file = data.join(name);
+        fs::write(&file, text).expect("a file");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("permissions");
+        if is_root() {
+            run(Command::new("chown").arg(SERVER_USER).arg(file));
+        }
+    }
 }
 
 const SERVER_USER: &str = "postgres";

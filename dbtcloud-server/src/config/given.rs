@@ -28,6 +28,26 @@ pub struct Given {
     /// postgres://… or sqlite:///… [default: dbtcloud.db in the data directory]
     #[arg(long, env = "DBTCLOUD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
+    /// File with the password of the database's role, for a URL without one
+    #[arg(long, env = "DBTCLOUD_DATABASE_PASSWORD_FILE", value_name = "FILE")]
+    pub database_password_file: Option<String>,
+    /// The same database past a pooler that lends connections by transaction, to hear wake-ups [default: the URL]
+    #[arg(
+        long,
+        env = "DBTCLOUD_DATABASE_LISTEN_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub database_listen_url: Option<String>,
+    /// Connections of this process to the database, at most [default: 10]
+    #[arg(long, env = "DBTCLOUD_DATABASE_POOL_SIZE", value_name = "N")]
+    pub database_pool_size: Option<String>,
+    /// Seconds that a statement may take, PostgreSQL [default: 30]
+    #[arg(long, env = "DBTCLOUD_DATABASE_STATEMENT_TIMEOUT_SECONDS", value_name = "N")]
+    pub database_statement_timeout_seconds: Option<String>,
+    /// Seconds that a statement may wait for a lock, PostgreSQL [default: a third of the former]
+    #[arg(long, env = "DBTCLOUD_DATABASE_LOCK_TIMEOUT_SECONDS", value_name = "N")]
+    pub database_lock_timeout_seconds: Option<String>,
     /// Where artifacts and logs are kept [default: artifacts/ in the data directory]
     #[arg(long, env = "DBTCLOUD_ARTIFACTS_URL", value_name = "URL", hide_env_values = true)]
     pub artifacts_url: Option<String>,
@@ -82,12 +102,17 @@ pub struct Given {
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 28] = [
     "agent_ca",
     "agent_url",
     "app_url",
     "artifacts_url",
     "data_dir",
+    "database_listen_url",
+    "database_lock_timeout_seconds",
+    "database_password_file",
+    "database_pool_size",
+    "database_statement_timeout_seconds",
     "database_url",
     "drain_seconds",
     "grace_seconds",
@@ -110,7 +135,7 @@ pub const KEYS: [&str; 23] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 20] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 25] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -118,6 +143,14 @@ impl Given {
             ("tls_key", &self.tls_key),
             ("data_dir", &self.data_dir),
             ("database_url", &self.database_url),
+            ("database_password_file", &self.database_password_file),
+            ("database_listen_url", &self.database_listen_url),
+            ("database_pool_size", &self.database_pool_size),
+            (
+                "database_statement_timeout_seconds",
+                &self.database_statement_timeout_seconds,
+            ),
+            ("database_lock_timeout_seconds", &self.database_lock_timeout_seconds),
             ("artifacts_url", &self.artifacts_url),
             ("public_url", &self.public_url),
             ("log_format", &self.log_format),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
+use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
 
 #[derive(Default)]
 struct Reader {
@@ -185,6 +185,39 @@ impl Reader {
         })
     }
 
+    fn number(&mut self, key: &'static str, default: u64, least: u64, most: u64) -> u64 {
+        let expected = format!("a number from {least} to {most}");
+        let number = self.read(key, default, &expected);
+        if !(least..=most).contains(&number) {
+            self.problem(key, format!("expected {expected}"));
+        }
+        number
+    }
+
+    fn database(&mut self, url: &str, base: &Path) -> Database {
+        let password_file = self.text("database_password_file").map(|path| base.join(path));
+        let listen_url = self.url("database_listen_url", &["postgres", "postgresql"]);
+        if password_file.is_some() && listen_url.iter().map(String::as_str).chain([url]).any(has_password) {
+            self.problem("database_password_file", "expected URLs without a password beside it");
+        }
+        let statement = self.number("database_statement_timeout_seconds", 30, 1, 3_600);
+        let lock = self.number("database_lock_timeout_seconds", (statement / 3).max(1), 1, 3_600);
+        if lock > statement {
+            self.problem(
+                "database_lock_timeout_seconds",
+                "expected at most as much as database_statement_timeout_seconds",
+            );
+        }
+        let pool = self.number("database_pool_size", 10, 1, 1_000);
+        Database {
+            password_file,
+            listen_url,
+            pool_size: u32::try_from(pool).unwrap_or(u32::MAX),
+            statement_timeout_seconds: statement,
+            lock_timeout_seconds: lock,
+        }
+    }
+
     fn settings(mut self, base: &Path) -> Result<Settings, Problems> {
         let absolute = |path: &str| -> PathBuf { base.join(path) };
         let data_dir = absolute(&self.text("data_dir").unwrap_or_else(|| "dbtcloud-data".to_owned()));
@@ -197,6 +230,7 @@ impl Reader {
         let database_url = self
             .url("database_url", &["postgres", "postgresql", "sqlite"])
             .unwrap_or_else(|| embedded.clone());
+        let database = self.database(&database_url, base);
         let artifacts = format!("file://{}", data_dir.join("artifacts").display());
         let artifacts_url = self.text("artifacts_url").unwrap_or(artifacts);
         if let Err(error) = dbtcloud_opendal::OpendalArtifacts::check_url(&artifacts_url) {
@@ -221,23 +255,11 @@ impl Reader {
                 format!("expected a filter such as info or dbtcloud=debug: {error}"),
             );
         }
-        let run_capacity = self.read("run_capacity", 64, "a number from 1 to 10000");
-        if !(1..=10_000).contains(&run_capacity) {
-            self.problem("run_capacity", "expected a number from 1 to 10000");
-        }
-        let grace_seconds = self.read("grace_seconds", 10, "a number of seconds from 0 to 3600");
-        if grace_seconds > 3_600 {
-            self.problem("grace_seconds", "expected a number of seconds from 0 to 3600");
-        }
+        let run_capacity = self.number("run_capacity", 64, 1, 10_000);
+        let run_capacity = usize::try_from(run_capacity).unwrap_or(usize::MAX);
+        let grace_seconds = self.number("grace_seconds", 10, 0, 3_600);
         let shared = !database_url.starts_with("sqlite:");
-        let drain_seconds = self.read(
-            "drain_seconds",
-            if shared { 5 } else { 0 },
-            "a number of seconds from 0 to 3600",
-        );
-        if drain_seconds > 3_600 {
-            self.problem("drain_seconds", "expected a number of seconds from 0 to 3600");
-        }
+        let drain_seconds = self.number("drain_seconds", if shared { 5 } else { 0 }, 0, 3_600);
         let app_urls = self.app_urls();
         let agent_url = self.url("agent_url", &["http", "https"]);
         let agent_ca = self.text("agent_ca").map(|path| absolute(&path));
@@ -254,6 +276,7 @@ impl Reader {
             tls,
             data_dir,
             database_url,
+            database,
             artifacts_url,
             roles,
             public_url,
@@ -283,6 +306,12 @@ impl Reader {
             Err(Problems(self.problems))
         }
     }
+}
+
+/// Whether a URL has one, before its host or among its parameters.
+fn has_password(url: &str) -> bool {
+    url::Url::parse(url)
+        .is_ok_and(|url| url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password"))
 }
 
 impl Settings {

@@ -10,6 +10,12 @@ impl Settings {
         text("listen", self.listen.to_string());
         text("data_dir", self.data_dir.display().to_string());
         text("database_url", redact(&self.database_url));
+        if let Some(url) = &self.database.listen_url {
+            text("database_listen_url", redact(url));
+        }
+        if let Some(file) = &self.database.password_file {
+            text("database_password_file", file.display().to_string());
+        }
         text("artifacts_url", redact(&self.artifacts_url));
         text("key_file", self.key_file.display().to_string());
         text("log", self.log.clone());
@@ -50,6 +56,14 @@ impl Settings {
         table.insert("role".to_owned(), toml::Value::Array(roles));
         let number = |value: u64| toml::Value::Integer(i64::try_from(value).unwrap_or(i64::MAX));
         table.insert("run_capacity".to_owned(), number(self.run_capacity as u64));
+        let database = &self.database;
+        for (key, value) in [
+            ("database_pool_size", u64::from(database.pool_size)),
+            ("database_statement_timeout_seconds", database.statement_timeout_seconds),
+            ("database_lock_timeout_seconds", database.lock_timeout_seconds),
+        ] {
+            table.insert(key.to_owned(), number(value));
+        }
         let apps = self.app_urls.iter().map(|url| toml::Value::from(redact(url))).collect();
         table.insert("app_url".to_owned(), toml::Value::Array(apps));
         table.insert("drain_seconds".to_owned(), number(self.drain_seconds));

@@ -90,3 +90,44 @@ fn what_is_shown_has_no_secret_and_reads_back() {
     assert!(!format!("{settings:?}").contains("hunter"));
     assert!(resolve(&Given::default(), Some(&shown)).is_ok());
 }
+
+#[test]
+fn the_database_is_used_within_bounds() {
+    let database = resolve(&Given::default(), None).unwrap().database;
+    let seconds = (database.statement_timeout_seconds, database.lock_timeout_seconds);
+    assert_eq!((database.pool_size, seconds), (10, (30, 10)));
+    let file = "database_statement_timeout_seconds = 2\ndatabase_pool_size = 1000";
+    let database = resolve(&Given::default(), Some(file)).unwrap().database;
+    let seconds = (database.statement_timeout_seconds, database.lock_timeout_seconds);
+    assert_eq!((database.pool_size, seconds), (1_000, (2, 1)));
+    for (file, key) in [
+        ("database_pool_size = 0", "database_pool_size"),
+        ("database_pool_size = 1001", "database_pool_size"),
+        (
+            "database_statement_timeout_seconds = 3601",
+            "database_statement_timeout_seconds",
+        ),
+        ("database_lock_timeout_seconds = 31", "database_lock_timeout_seconds"),
+        (
+            "database_lock_timeout_seconds = \"soon\"",
+            "database_lock_timeout_seconds",
+        ),
+        ("database_listen_url = \"sqlite:///x\"", "database_listen_url"),
+        (
+            "database_url = \"postgres://h/d?password=x\"\nkey_file = \"k\"\ndatabase_password_file = \"p\"",
+            "database_password_file",
+        ),
+        (
+            "database_listen_url = \"postgres://u:x@h/d\"\ndatabase_password_file = \"p\"",
+            "database_password_file",
+        ),
+    ] {
+        assert_eq!(resolve(&Given::default(), Some(file)).unwrap_err(), [key], "{file}");
+    }
+    let file = "database_listen_url = \"postgres://u:hunter2@h/d\"\ndatabase_lock_timeout_seconds = 7";
+    let shown = resolve(&Given::default(), Some(file)).unwrap().show();
+    assert!(
+        shown.contains("postgres://u:***@h/d") && shown.contains("timeout_seconds = 7"),
+        "{shown}"
+    );
+}

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use dbtcloud_contract::wait;
-use dbtcloud_core::ports::{Journal, Runs};
+use dbtcloud_core::ports::{Bell, Journal, Runs, Wakeups};
+use dbtcloud_core::secret::Secret;
 use dbtcloud_core::{Error, ErrorKind};
 use dbtcloud_sql::{Options, SqlStorage};
 use dbtcloud_tests::postgres::{self, Cluster, PASSWORD};
+use futures::StreamExt;
 
 use crate::subjects::{ACCOUNT, at, new_run, queue, sqlite_url};
 
@@ -255,4 +257,44 @@ impl JournalLength for SqlStorage {
     async fn journal_of(&self, run: dbtcloud_core::id::RunId) -> usize {
         self.of_run(ACCOUNT, run, 0, 100).await.unwrap().len()
     }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_not_had_in_time_is_unavailable() {
+    let database = postgres::database();
+    let options = Options::new().with_lock_timeout(Duration::from_millis(100));
+    let storage = SqlStorage::connect(&database.url(), options).await.unwrap();
+    storage.migrate().await.unwrap();
+    let mut other = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url())
+        .await
+        .unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE run_queue IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut other)
+        .await
+        .unwrap();
+    let error = storage.queued(ACCOUNT).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+    assert!(error.to_string().contains("a lock was not had"), "{error}");
+}
+
+/// The pool may go by a pooler that lends connections by transaction; who listens needs one of its own.
+#[tokio::test]
+async fn wake_ups_are_heard_where_it_is_said_and_a_password_may_come_apart() {
+    let database = postgres::database();
+    let listen = Secret::new(database.url_with(PASSWORD));
+    let apart = database.url_with("");
+    let options = Options::new()
+        .with_password(Secret::new(PASSWORD))
+        .with_listen_url(listen);
+    assert!(!format!("{options:?}").contains(PASSWORD));
+    let storage = SqlStorage::connect(&apart, options.clone()).await.unwrap();
+    assert!(!format!("{storage:?}").contains(PASSWORD));
+    let mut heard = storage.listen().await.unwrap();
+    let who = "SELECT usename FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()";
+    assert_eq!(database.ask(who), postgres::GUARDED_ROLE);
+    storage.ring(Bell::Queue).await.unwrap();
+    assert_eq!(heard.next().await.unwrap().unwrap(), Bell::Queue);
+    let wrong = options.with_listen_url(Secret::new("mysql://x"));
+    let error = SqlStorage::connect(&apart, wrong).await.unwrap_err();
+    assert_eq!(error.field(), Some("database_listen_url"), "{error}");
 }

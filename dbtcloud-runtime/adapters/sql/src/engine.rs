@@ -5,6 +5,8 @@ mod link;
 mod list;
 mod options;
 mod pool;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod value;
 #[cfg(feature = "sqlite")]
 mod writer;

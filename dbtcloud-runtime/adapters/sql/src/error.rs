@@ -14,10 +14,32 @@ pub(crate) fn translate(error: sqlx::Error) -> Error {
 /// The same while the first connection is made: `place` is the host and port.
 #[cfg(feature = "postgres")]
 pub(crate) fn connecting(error: sqlx::Error, place: &str) -> Error {
-    if let sqlx::Error::Io(_) = error {
-        return Error::unavailable(format!("database: cannot connect to postgresql at {place}")).because(error);
-    }
-    translate(error)
+    let url = |what: String| Error::invalid("database_url", what);
+    let judged = match &error {
+        // What rustls says of a certificate comes as an error of the connection.
+        sqlx::Error::Io(cause) if cause.to_string().contains("not valid for name") => url(format!(
+            "the certificate of {place} is for another host: name a host that it is for, or use sslmode=verify-ca"
+        )),
+        sqlx::Error::Io(cause) if cause.to_string().contains("UnknownIssuer") => url(format!(
+            "no authority that is trusted vouches for the certificate of {place}: name its authority with sslrootcert"
+        )),
+        sqlx::Error::Io(cause) if cause.to_string().contains("invalid peer certificate") => {
+            url(format!("the certificate of {place} is not valid; renew it"))
+        }
+        sqlx::Error::Io(cause) if cause.kind() == std::io::ErrorKind::NotFound && !place.starts_with('/') => {
+            url("a file that sslrootcert, sslcert or sslkey names is not there".to_owned())
+        }
+        sqlx::Error::Io(_) => Error::unavailable(format!("database: cannot connect to postgresql at {place}")),
+        sqlx::Error::Tls(cause) if cause.to_string().contains("does not support TLS") => url(format!(
+            "{place} speaks no TLS: switch it on there (ssl = on), or where the network can be trusted use \
+             sslmode=disable"
+        )),
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => {
+            url("TLS cannot be set up: check sslmode, sslrootcert, sslcert and sslkey".to_owned())
+        }
+        _ => judge(&error),
+    };
+    judged.because(error)
 }
 
 /// Whether the statement lost a race for a unique key.
@@ -61,9 +83,7 @@ fn judge(error: &sqlx::Error) -> Error {
         E::PoolTimedOut => Error::unavailable("database: no connection within the time limit"),
         E::PoolClosed => Error::unavailable("database: this storage was closed"),
         E::Io(_) | E::Protocol(_) | E::WorkerCrashed => Error::unavailable("database: the connection was lost"),
-        E::Tls(_) => Error::unavailable(
-            "database: no TLS connection; check sslmode and whether the binary has the feature `tls-rustls`",
-        ),
+        E::Tls(_) => Error::unavailable("database: no TLS connection; check sslmode and the certificates of the URL"),
         E::Configuration(_) => Error::invalid("database_url", "not understood"),
         E::Encode(_) => Error::new(ErrorKind::Invalid, "database: a value cannot be stored"),
         _ => Error::corrupt("database: an answer is not understood"),

@@ -19,7 +19,7 @@ impl Wakeups for SqlStorage {
     async fn ring(&self, bell: Bell) -> Result<()> {
         match &self.database {
             #[cfg(feature = "postgres")]
-            Database::Postgres(pool) => channels::ring(pool, bell).await,
+            Database::Postgres(server) => channels::ring(&server.pool, bell).await,
             #[cfg(feature = "sqlite")]
             Database::Sqlite { bells, .. } => {
                 bells.send_modify(|counts| counts[bell as usize] = counts[bell as usize].wrapping_add(1));
@@ -31,7 +31,7 @@ impl Wakeups for SqlStorage {
     async fn listen(&self) -> Result<BellStream> {
         match &self.database {
             #[cfg(feature = "postgres")]
-            Database::Postgres(pool) => channels::listen(pool).await,
+            Database::Postgres(server) => channels::listen(server.listening.as_ref().clone()).await,
             #[cfg(feature = "sqlite")]
             Database::Sqlite { bells, .. } => Ok(within(bells.subscribe())),
         }
@@ -61,7 +61,7 @@ fn within(mut bells: tokio::sync::watch::Receiver<[u64; Bell::ALL.len()]>) -> Be
 mod channels {
     use std::time::Duration;
 
-    use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
+    use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 
     use super::*;
     use crate::error::translate;
@@ -87,13 +87,13 @@ mod channels {
     }
 
     /// Its connection is beside the pool's: it is held as long as somebody listens.
-    pub(super) async fn listen(pool: &PgPool) -> Result<BellStream> {
+    pub(super) async fn listen(server: PgConnectOptions) -> Result<BellStream> {
         let own = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(PATIENCE)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_lazy_with(pool.connect_options().as_ref().clone());
+            .connect_lazy_with(server);
         let mut listener = PgListener::connect_with(&own).await.map_err(translate)?;
         listener.eager_reconnect(false);
         let schema: String = sqlx::query_scalar(SCHEMA)

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use dbtcloud_core::secret::Secret;
+
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -21,7 +23,10 @@ pub struct Options {
     pool_size: u32,
     acquire_timeout: Duration,
     statement_timeout: Duration,
+    lock_timeout: Option<Duration>,
     application_name: String,
+    password: Option<Secret>,
+    listen_url: Option<Secret>,
 }
 
 impl Options {
@@ -31,7 +36,10 @@ impl Options {
             pool_size: 10,
             acquire_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
+            lock_timeout: None,
             application_name: "dbtcloud".to_owned(),
+            password: None,
+            listen_url: None,
         }
     }
 
@@ -57,7 +65,30 @@ impl Options {
         self
     }
 
-    /// What `pg_stat_activity` shows (PostgreSQL).
+    /// How long one statement may wait for a lock before it is `Unavailable` (PostgreSQL); a third of the
+    /// statement's time without it.
+    #[must_use]
+    pub fn with_lock_timeout(mut self, timeout: Duration) -> Self {
+        self.lock_timeout = Some(timeout);
+        self
+    }
+
+    /// The password, in place of the URL's (PostgreSQL).
+    #[must_use]
+    pub fn with_password(mut self, password: Secret) -> Self {
+        self.password = Some(password);
+        self
+    }
+
+    /// Where wake-ups are heard, when the URL leads to a pooler that lends connections by transaction
+    /// (PostgreSQL): the same database without it.
+    #[must_use]
+    pub fn with_listen_url(mut self, url: Secret) -> Self {
+        self.listen_url = Some(url);
+        self
+    }
+
+    /// What `pg_stat_activity` shows (PostgreSQL); of a longer name the last 63 bytes.
     #[must_use]
     pub fn with_application_name(mut self, name: impl Into<String>) -> Self {
         self.application_name = name.into();
@@ -77,6 +108,21 @@ impl Options {
     /// See [`Options::with_statement_timeout`].
     pub fn statement_timeout(&self) -> Duration {
         self.statement_timeout
+    }
+
+    /// See [`Options::with_lock_timeout`].
+    pub fn lock_timeout(&self) -> Duration {
+        self.lock_timeout.unwrap_or(self.statement_timeout / 3)
+    }
+
+    /// See [`Options::with_password`].
+    pub fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
+    }
+
+    /// See [`Options::with_listen_url`].
+    pub fn listen_url(&self) -> Option<&Secret> {
+        self.listen_url.as_ref()
     }
 
     /// See [`Options::with_application_name`].

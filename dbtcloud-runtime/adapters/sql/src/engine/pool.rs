@@ -4,29 +4,13 @@ use std::time::Duration;
 use dbtcloud_core::{Error, Result, failpoint};
 #[cfg(feature = "sqlite")]
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-#[cfg(feature = "postgres")]
-use sqlx::{
-    Connection,
-    postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions},
-};
 
+#[cfg(feature = "postgres")]
+use super::postgres::{self, Postgres};
 #[cfg(feature = "sqlite")]
 use super::writer::{self, Writer};
 use super::{Engine, Link, Options};
 use crate::error::translate;
-
-/// Settings of every PostgreSQL connection. A custom plan each time: a generic plan that was made while
-/// the queue was empty stays on a sequential scan for good.
-#[cfg(feature = "postgres")]
-const PREPARE_CONNECTION: &str = "SELECT set_config('statement_timeout', $1, false), \
-    set_config('lock_timeout', $2, false), \
-    set_config('idle_in_transaction_session_timeout', '60s', false), \
-    set_config('plan_cache_mode', 'force_custom_plan', false), \
-    set_config('client_min_messages', 'warning', false)";
-
-/// A connection that was idle longer than this is asked whether it still lives before it is used.
-#[cfg(feature = "postgres")]
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
 /// How long to wait before a file that was locked is opened again.
 #[cfg(feature = "sqlite")]
@@ -40,7 +24,7 @@ const AFTER_COMMIT: &str = "after_commit";
 #[derive(Clone, Debug)]
 pub(crate) enum Database {
     #[cfg(feature = "postgres")]
-    Postgres(PgPool),
+    Postgres(Postgres),
     /// SQLite has one writer at a time: writers queue here, fairly, and not by polling inside SQLite. Readers
     /// see the last commit (WAL) and never wait.
     #[cfg(feature = "sqlite")]
@@ -56,7 +40,7 @@ impl Database {
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         match scheme {
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => connect_postgres(url, options).await,
+            "postgres" | "postgresql" => postgres::connect(url, options).await.map(Self::Postgres),
             #[cfg(feature = "sqlite")]
             "sqlite" => connect_sqlite(url, options).await,
             _ => Err(Error::invalid(
@@ -80,7 +64,7 @@ impl Database {
     pub(crate) async fn read(&self) -> Result<Borrowed> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
+            Self::Postgres(server) => server.pool.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { readers, .. } => readers.acquire().await.map(Borrowed::Sqlite),
         }
@@ -91,7 +75,7 @@ impl Database {
     pub(crate) async fn write(&self, call: &'static str) -> Result<Written> {
         let connection = match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.acquire().await.map(Borrowed::Postgres),
+            Self::Postgres(server) => server.pool.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, .. } => writer.pool().acquire().await.map(Borrowed::Sqlite),
         };
@@ -104,7 +88,7 @@ impl Database {
     pub(crate) async fn begin(&self) -> Result<Work> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.begin().await.map(Work::Postgres),
+            Self::Postgres(server) => server.pool.begin().await.map(Work::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, .. } => return writer.begin().await.map(Work::Sqlite),
         }
@@ -119,7 +103,7 @@ impl Database {
         };
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => counted(pool.size(), pool.num_idle()),
+            Self::Postgres(server) => counted(server.pool.size(), server.pool.num_idle()),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, readers, .. } => {
                 let writer = writer.pool();
@@ -131,7 +115,7 @@ impl Database {
     pub(crate) async fn close(&self) {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(pool) => pool.close().await,
+            Self::Postgres(server) => server.pool.close().await,
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, readers, .. } => {
                 // Readers first: the last connection to close writes the WAL back.
@@ -227,51 +211,6 @@ impl Work {
         ended.map_err(translate)?;
         Ok(value)
     }
-}
-
-#[cfg(feature = "postgres")]
-async fn connect_postgres(url: &str, options: &Options) -> Result<Database> {
-    let connect = PgConnectOptions::from_str(url)
-        .map_err(|_| {
-            // The cause is left out: it may quote the URL, and the URL has a password.
-            Error::invalid("database_url", "expected postgres://user:password@host:port/database")
-        })?
-        .application_name(options.application_name());
-    // One attempt outside of the pool: the pool would retry until its time-out and lose the reason.
-    let place = format!("{}:{}", connect.get_host(), connect.get_port());
-    match tokio::time::timeout(options.acquire_timeout(), PgConnection::connect_with(&connect)).await {
-        Ok(Ok(probe)) => drop(probe.close().await),
-        Ok(Err(error)) => return Err(crate::error::connecting(error, &place)),
-        Err(_) => {
-            return Err(Error::unavailable(format!(
-                "database: no answer from {place} within {:?}",
-                options.acquire_timeout()
-            )));
-        }
-    }
-    let statement = format!("{}ms", options.statement_timeout().as_millis());
-    let lock = format!("{}ms", (options.statement_timeout() / 3).as_millis());
-    let pool = PgPoolOptions::new()
-        .max_connections(options.pool_size())
-        .acquire_timeout(options.acquire_timeout())
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                if meta.idle_for > TRUSTED_IDLE {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_connect(move |connection, _| {
-            let (statement, lock) = (statement.clone(), lock.clone());
-            Box::pin(async move {
-                let settings = sqlx::query(PREPARE_CONNECTION).bind(statement).bind(lock);
-                settings.execute(connection).await.map(drop)
-            })
-        })
-        .connect_lazy_with(connect);
-    Ok(Database::Postgres(pool))
 }
 
 #[cfg(feature = "sqlite")]
