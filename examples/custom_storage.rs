@@ -113,6 +113,7 @@ forward! {
         writes release(name: &str, owner: &Owner) -> () = format!("lease '{name}' of {}", owner.as_str());
         reads any_held(prefix: &str, now: Timestamp) -> bool;
         writes purge(prefix: &str, before: Timestamp, limit: u32) -> u64 = format!("leases '{prefix}' before {before}");
+        reads over(prefix: &str, before: Timestamp) -> u64;
     }
     Logs {
         reads read(account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> LogPage;
@@ -176,6 +177,7 @@ forward! {
         reads authenticate(key: Digest) -> AgentIdentity;
         reads redeemed(run: RunId, attempt: u32) -> bool;
         writes purge(before: Timestamp, limit: u32) -> u64 = format!("before {before}");
+        reads spent(before: Timestamp) -> u64;
     }
     Wakeups {
         reads ring(bell: Bell) -> ();

@@ -1,185 +1,328 @@
-//! Background cleanup: chores that take no input and converge. Each is safe to run anywhere, any number of
-//! times; a lease only spares work.
+//! Background cleanup: chores that take no input and converge, one file each. Each is safe to run anywhere, any
+//! number of times, beside others of its kind, and may be killed at any line; a lease only spares work.
+//!
+//! What is removed from outside of the database is removed before the rows that know of it, so that a crash in
+//! between leaves nothing that nobody knows.
 
 mod flush_logs;
+mod heal_hands;
+mod make_months;
+mod purge_leases;
+mod purge_tickets;
+mod remove_executions;
+mod remove_folders;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use dbtcloud_core::Result;
-use dbtcloud_core::catalog::{Kind, Record};
-use dbtcloud_core::id::RunId;
-use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::ExecutionId;
+use async_trait::async_trait;
+use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::ControlPlane;
 
-/// The lease that spares several processes the same chores.
-const LEASE: &str = "cleanup";
 /// Things that one chore takes at one time.
 const PAGE: u32 = 200;
-/// Pages that one chore takes in one round.
+/// Pages that one chore takes in one sweep.
 const PAGES: usize = 50;
-/// How long an execution may exist before it can be called an orphan.
-const ORPHAN_AGE: Duration = Duration::from_secs(120);
-/// How long tickets of ended runs are kept.
-const TICKET_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Things of one sweep that may be `Unavailable` before it is given up: a store is away, not one thing odd.
+const FAILURE_LIMIT: usize = 5;
 
+/// Whether a chore acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does what there is to do.
+    Act,
+    /// It tells what it would do and changes nothing.
+    DryRun,
+}
+
+/// What a chore is given for one sweep.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// Where it works.
+    pub plane: &'a ControlPlane,
+    /// When it began.
+    pub now: Timestamp,
+    /// Whether it acts.
+    pub mode: Mode,
+}
+
+impl Work<'_> {
+    /// Whether it acts.
+    pub fn acts(&self) -> bool {
+        self.mode == Mode::Act
+    }
+}
+
+/// What one sweep saw and did.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Things that were looked at.
+    pub examined: u64,
+    /// Things that were removed, moved or set right; in a dry run, that would have been.
+    pub done: u64,
+    /// Their bytes, where they have any that can be told.
+    pub bytes: u64,
+    /// Things that were left alone although they might have gone, by the reason.
+    pub kept: BTreeMap<&'static str, u64>,
+    /// Whether the sweep ended at its bound, and the next one has more to do.
+    pub more: bool,
+}
+
+impl Swept {
+    fn keep(&mut self, why: &'static str) {
+        *self.kept.entry(why).or_default() += 1;
+    }
+}
+
+/// One kind of background work. It takes no input, looks at the world, and makes it converge: a second sweep right
+/// after the first has nothing to do.
+#[async_trait]
+pub trait Chore: Send + Sync {
+    /// Its name, as people and numbers have it.
+    fn name(&self) -> &'static str;
+
+    /// What it removes, moves or sets right, one of it.
+    fn kind(&self) -> &'static str;
+
+    /// The lease that spares several processes the same work. `None` when the work is on this host: every process
+    /// does its own.
+    fn lease(&self) -> Option<&'static str>;
+
+    /// How often it sweeps, by how often the most frequent chores do.
+    fn every(&self, interval: Duration) -> Duration;
+
+    /// Does what there is to do, up to a bound, and adds to `swept` as it goes. What fails with one thing does not
+    /// keep it from the others, and is not tried again: the next sweep is the retry.
+    ///
+    /// Errors: the first that it met, of whatever kind. What `swept` says is done, is done.
+    async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()>;
+}
+
+/// All chores, in the order in which one process alone does them. They remember where they were in what they look
+/// through page by page, and nothing else.
+pub fn chores() -> Vec<Box<dyn Chore>> {
+    vec![
+        Box::new(make_months::MakeMonths),
+        Box::new(heal_hands::HealHands::default()),
+        Box::new(remove_executions::RemoveExecutions),
+        Box::new(remove_folders::RemoveFolders),
+        Box::new(flush_logs::FlushLogs::default()),
+        Box::new(purge_tickets::PurgeTickets),
+        Box::new(purge_leases::PurgeLeases),
+    ]
+}
+
+/// What became of one sweep.
+#[derive(Debug)]
+pub struct Report {
+    /// Whose.
+    pub chore: &'static str,
+    /// What it did.
+    pub swept: Swept,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it did not come to its end.
+    pub error: Option<Error>,
+}
+
+/// Sweeps until `shutdown`, every chore in a loop of its own, so that a slow one holds up nobody else.
 pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
+    let mut loops = tokio::task::JoinSet::new();
+    for chore in chores() {
+        let (plane, shutdown) = (plane.clone(), shutdown.clone());
+        loops.spawn(async move { sweep_on(&plane, &*chore, &shutdown).await });
+    }
+    while let Some(ended) = loops.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a loop of cleanup ended");
+        }
+    }
+}
+
+async fn sweep_on(plane: &ControlPlane, chore: &dyn Chore, shutdown: &CancellationToken) {
+    let mut failing = false;
     while !shutdown.is_cancelled() {
-        if let Err(error) = round(plane).await {
-            tracing::warn!(error = %error.chain(), "cleanup failed; it is tried again");
+        let mut pause = chore.every(plane.config().cleanup_interval);
+        if let Some(report) = turn(plane, chore).await {
+            match &report.error {
+                None if failing => tracing::info!(chore = report.chore, "cleanup works again"),
+                Some(error) if !failing => tracing::warn!(
+                    chore = report.chore,
+                    error = %error.chain(),
+                    "cleanup failed and is tried again; {}",
+                    advice(error.kind())
+                ),
+                Some(error) => tracing::debug!(chore = report.chore, error = %error.chain(), "cleanup still fails"),
+                None => {}
+            }
+            failing = report.error.is_some();
+            if report.swept.more && !failing {
+                pause = plane.config().poll;
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = plane.clock().sleep(plane.config().cleanup_interval) => {}
+            () = plane.clock().sleep(pause) => {}
         }
     }
-    plane.metrics().leads(LEASE, false);
-    if let Err(error) = plane.leases().release(LEASE, &plane.owner()).await {
-        tracing::warn!(error = %error.chain(), "cleanup lease could not be given up; it expires");
+    let Some(lease) = chore.lease() else { return };
+    plane.metrics().leads(lease, false);
+    if let Err(error) = plane.leases().release(lease, &plane.owner()).await {
+        tracing::warn!(error = %error.chain(), lease, "cleanup lease could not be given up; it expires");
     }
 }
 
-/// What a round of cleanup did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Cleaned {
-    /// Executions whose run had ended or moved on.
-    pub executions: u64,
-    /// Tickets and keys of ended runs.
-    pub tickets: u64,
-    /// Parts of step logs moved to the artifact store.
-    pub logs: u64,
-    /// Scratch folders without an execution.
-    pub folders: u64,
+/// What a person can do about a chore that fails.
+const fn advice(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Unavailable => "see whether the database and the artifact store can be reached",
+        ErrorKind::Corrupt => "what is stored there must be looked at",
+        ErrorKind::Denied => "see what this server may do there",
+        _ => "when it goes on, `dbtcloud cleanup --once --chore NAME` tells more",
+    }
 }
 
-/// Runs every chore once, if no other process holds the lease.
+/// Sweeps once with every chore whose lease is free.
+pub async fn round(plane: &ControlPlane) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for chore in chores() {
+        reports.extend(turn(plane, &*chore).await);
+    }
+    reports
+}
+
+/// Sweeps with the chores of these names, or with all when there are none, until nothing is left to do. Leases are
+/// not asked for: servers may be at it at the same time.
 ///
 /// # Errors
-/// The first that a chore met; the chores before it are done.
-pub async fn round(plane: &ControlPlane) -> Result<Cleaned> {
-    let now = plane.clock().now();
-    let until = now.plus(plane.config().cleanup_interval.saturating_mul(2));
-    let held = plane.leases().acquire(LEASE, &plane.owner(), now, until).await?;
-    plane.metrics().leads(LEASE, held.is_some());
-    if held.is_none() {
-        return Ok(Cleaned::default());
-    }
-    plane.history().prepare(now).await?;
-    heal_hands(plane).await?;
-    let cleaned = Cleaned {
-        executions: remove_orphans(plane).await?,
-        tickets: plane.tickets().purge(now.minus(TICKET_AGE), PAGE).await?,
-        logs: flush_logs::round(plane).await?,
-        folders: remove_folders(plane).await?,
-    };
-    for (kind, count) in [
-        ("execution", cleaned.executions),
-        ("ticket", cleaned.tickets),
-        ("scratch_folder", cleaned.folders),
-    ] {
-        plane.metrics().cleanup_deleted.add([kind], count);
-    }
-    Ok(cleaned)
-}
-
-/// Sets clock hands that a crash left behind their job: those of active jobs whose hand was worked out from
-/// another version of the job, or is missing.
-async fn heal_hands(plane: &ControlPlane) -> Result<()> {
-    let mut after = 0;
-    loop {
-        let rows = plane.catalog().scan(Kind::Job, after, PAGE).await?;
-        let Some(last) = rows.last().map(|row| row.id) else {
-            return Ok(());
-        };
-        let mut jobs = Vec::with_capacity(rows.len());
-        for row in rows {
-            match Record::<Job>::try_from(row) {
-                Ok(job) => jobs.push(job),
-                Err(error) => tracing::error!(error = %error.chain(), "stored job cannot be read"),
-            }
-        }
-        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-        let hands = plane.schedules().of(&ids).await?;
-        for job in jobs {
-            let hand = hands.iter().find(|hand| hand.job == job.id);
-            let stale = match hand {
-                Some(hand) => hand.job_version < job.version,
-                None => job.active_schedule().is_some(),
-            };
-            if stale {
-                plane.set_hand(&job).await?;
-            }
-        }
-        after = last;
-    }
-}
-
-/// Removes executions whose run has ended, moved on to another attempt, or never was. One that is young is
-/// left alone: its run may be about to say something.
-async fn remove_orphans(plane: &ControlPlane) -> Result<u64> {
-    let now = plane.clock().now();
-    let executions = plane.executor().list().await?;
-    let old: Vec<(RunId, u32)> = executions
+/// `Invalid` for a name that no chore has, with the names that there are; nothing was done then.
+pub async fn once(plane: &ControlPlane, names: &[String], mode: Mode) -> Result<Vec<Report>> {
+    let mut chores = chores();
+    if let Some(unknown) = names
         .iter()
-        .filter(|execution| now.since(execution.started_at) > ORPHAN_AGE)
-        .filter_map(|execution| match execution.id {
-            ExecutionId::Run { run, attempt } => Some((run, attempt)),
-            ExecutionId::Session { .. } => None,
-        })
-        .collect();
-    let mut removed = 0;
-    for page in old.chunks(PAGE as usize) {
-        let ids: Vec<RunId> = page.iter().map(|(run, _)| *run).collect();
-        let states = plane.runs().states(&ids).await?;
-        for (run, attempt) in page {
-            let state = states.iter().find(|state| state.run == *run);
-            // Gone for certain: terminal, overtaken, or unknown to a storage that answered.
-            let orphan = state.is_none_or(|state| state.status.is_terminal() || state.attempt > *attempt);
-            if orphan {
-                plane
-                    .executor()
-                    .remove(ExecutionId::Run {
-                        run: *run,
-                        attempt: *attempt,
-                    })
-                    .await?;
-                removed += 1;
-                tracing::info!(run_id = run.get(), attempt, "orphaned execution removed");
-            }
-        }
+        .find(|name| chores.iter().all(|chore| chore.name() != **name))
+    {
+        let known: Vec<_> = chores.iter().map(|chore| chore.name()).collect();
+        return Err(Error::invalid(
+            "chore",
+            format!("expected one of {}, got '{unknown}'", known.join(", ")),
+        ));
     }
-    Ok(removed)
+    chores.retain(|chore| names.is_empty() || names.iter().any(|name| name == chore.name()));
+    let mut reports = Vec::new();
+    for chore in chores {
+        let mut whole = sweep(plane, &*chore, mode).await;
+        while whole.swept.more && whole.error.is_none() {
+            let next = sweep(plane, &*chore, mode).await;
+            whole.swept.examined += next.swept.examined;
+            whole.swept.done += next.swept.done;
+            whole.swept.bytes += next.swept.bytes;
+            for (why, count) in next.swept.kept {
+                *whole.swept.kept.entry(why).or_default() += count;
+            }
+            whole.swept.more = next.swept.more;
+            whole.took += next.took;
+            whole.error = next.error;
+        }
+        reports.push(whole);
+    }
+    Ok(reports)
 }
 
-/// Removes scratch folders of executions that are gone, where they are on this host.
-async fn remove_folders(plane: &ControlPlane) -> Result<u64> {
-    let root = &plane.config().agent.work_dir;
-    let Ok(mut folders) = tokio::fs::read_dir(root).await else {
-        return Ok(0);
-    };
-    let mut found = Vec::new();
-    while let Ok(Some(folder)) = folders.next_entry().await {
-        if let Some(id) = folder
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<ExecutionId>().ok())
-        {
-            found.push(id);
-        }
-    }
-    // Listed after the folders: an execution that begins in between is in this list.
-    let alive: BTreeSet<ExecutionId> = plane.executor().list().await?.into_iter().map(|one| one.id).collect();
-    let mut removed = 0;
-    for id in found.into_iter().filter(|id| !alive.contains(id)) {
-        match tokio::fs::remove_dir_all(root.join(id.to_string())).await {
-            Ok(()) => removed += 1,
+/// A sweep, if the chore's lease can be had.
+async fn turn(plane: &ControlPlane, chore: &dyn Chore) -> Option<Report> {
+    if let Some(lease) = chore.lease() {
+        let now = plane.clock().now();
+        let interval = plane.config().cleanup_interval;
+        let until = now.plus(chore.every(interval) + interval);
+        let held = plane.leases().acquire(lease, &plane.owner(), now, until).await;
+        plane.metrics().leads(lease, matches!(held, Ok(Some(_))));
+        match held {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
             Err(error) => {
-                tracing::warn!(%error, execution = %id, "scratch folder cannot be removed")
+                let report = Report {
+                    chore: chore.name(),
+                    swept: Swept::default(),
+                    took: Duration::ZERO,
+                    error: Some(error),
+                };
+                plane.metrics().swept(chore.kind(), &report, now);
+                return Some(report);
             }
         }
     }
-    Ok(removed)
+    Some(sweep(plane, chore, Mode::Act).await)
+}
+
+async fn sweep(plane: &ControlPlane, chore: &dyn Chore, mode: Mode) -> Report {
+    let now = plane.clock().now();
+    let mut swept = Swept::default();
+    let work = Work { plane, now, mode };
+    let ended = AssertUnwindSafe(chore.sweep(&work, &mut swept)).catch_unwind().await;
+    let ended = ended.unwrap_or_else(|_| Err(Error::corrupt("the chore panicked")));
+    let ended_at = plane.clock().now();
+    let report = Report {
+        chore: chore.name(),
+        swept,
+        took: ended_at.since(now),
+        error: ended.err(),
+    };
+    if work.acts() {
+        plane.metrics().swept(chore.kind(), &report, ended_at);
+    }
+    report
+}
+
+/// Where the next sweep of a chore goes on that looks through more than one can. Lost with the process: it begins
+/// again then.
+#[derive(Debug, Default)]
+struct Cursor(AtomicI64);
+
+impl Cursor {
+    fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, at: i64) {
+        self.0.store(at, Ordering::Relaxed);
+    }
+}
+
+/// What failed with single things of a sweep.
+#[derive(Debug, Default)]
+struct Failures {
+    first: Option<Error>,
+    count: usize,
+}
+
+impl Failures {
+    /// Takes note of what became of one thing; `None` when it failed.
+    ///
+    /// # Errors
+    /// The first failure, when the sweep is to be given up.
+    fn note<T>(&mut self, became: Result<T>) -> Result<Option<T>> {
+        match became {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                self.count += usize::from(error.kind() == ErrorKind::Unavailable);
+                let first = self.first.take().unwrap_or(error);
+                if self.count >= FAILURE_LIMIT {
+                    return Err(first);
+                }
+                self.first = Some(first);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The first failure, if there was one.
+    fn end(self) -> Result<()> {
+        self.first.map_or(Ok(()), Err)
+    }
 }

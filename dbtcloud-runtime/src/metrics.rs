@@ -14,6 +14,7 @@ use dbtcloud_core::job::JobType;
 use dbtcloud_core::ports::Observation;
 use dbtcloud_core::run::{CauseCategory, Run, RunStatus, WaitReason};
 
+use crate::cleanup::Report;
 use crate::protocol::Counted;
 
 /// A number that only grows.
@@ -189,8 +190,18 @@ pub struct Metrics {
     pub outbox_depth: Gauges<1>,
     /// Develop sessions that have not ended, by state, as last seen.
     pub sessions: Gauges<1>,
-    /// Things that cleanup removed, by kind.
+    /// Things that cleanup removed, moved or set right, by kind.
     pub cleanup_deleted: Counters<1>,
+    /// Their bytes, by chore.
+    pub cleanup_bytes: Counters<1>,
+    /// Sweeps of cleanup, by chore.
+    pub cleanup_sweeps: Counters<1>,
+    /// Sweeps that failed, by chore.
+    pub cleanup_failures: Counters<1>,
+    /// Microseconds that sweeps took, by chore.
+    pub cleanup_busy: Counters<1>,
+    /// When a chore last came to its end, in microseconds since the epoch.
+    pub cleanup_done_at: Gauges<1>,
     /// Leases, by name: 1 while this process holds it.
     pub leader: Gauges<1>,
 }
@@ -272,6 +283,20 @@ impl Metrics {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         self.executions.tally(seen.drain(..));
         self.scheduler_tick_at.set(now.as_micros());
+    }
+
+    /// A chore of cleanup has swept.
+    pub(crate) fn swept(&self, kind: &'static str, report: &Report, now: Timestamp) {
+        let chore = [report.chore];
+        self.cleanup_deleted.add([kind], report.swept.done);
+        self.cleanup_bytes.add(chore, report.swept.bytes);
+        self.cleanup_sweeps.add(chore, 1);
+        self.cleanup_failures.add(chore, u64::from(report.error.is_some()));
+        let micros = u64::try_from(report.took.as_micros()).unwrap_or(u64::MAX);
+        self.cleanup_busy.add(chore, micros);
+        if report.error.is_none() {
+            self.cleanup_done_at.set(chore, now.as_micros());
+        }
     }
 
     /// Whether this process holds a lease.

@@ -29,10 +29,6 @@ const DUE_PAGE: u32 = 500;
 const WAITING_PER_ACCOUNT: u32 = 200;
 /// What the names of the leases begin with by which schedulers are seen from elsewhere; the instance follows.
 pub(crate) const PRESENCE: &str = "scheduler/";
-/// How long the sign of a scheduler that is gone is kept.
-const PRESENCE_KEPT: Duration = Duration::from_secs(3600);
-/// Signs that are forgotten at one time.
-const PRESENCE_PAGE: u32 = 100;
 /// Accounts whose last turn is remembered.
 const TURNS_LIMIT: usize = 100_000;
 /// Runs that are driven side by side.
@@ -335,17 +331,16 @@ impl Scheduler {
         Ok(count)
     }
 
-    /// Shows from time to time that it is there, and forgets others that are gone.
+    /// Shows from time to time that it is there. Cleanup forgets those that are gone.
     async fn show(&mut self) -> Result<()> {
         let (now, lease) = (self.plane.clock().now(), self.plane.config().lease);
         if self.seen_at.is_some_and(|seen| now.since(seen) < lease / 3) {
             return Ok(());
         }
-        let leases = self.plane.leases();
-        leases
+        self.plane
+            .leases()
             .acquire(&self.presence(), &self.plane.owner(), now, now.plus(lease * 2))
             .await?;
-        leases.purge(PRESENCE, now.minus(PRESENCE_KEPT), PRESENCE_PAGE).await?;
         self.seen_at = Some(now);
         Ok(())
     }

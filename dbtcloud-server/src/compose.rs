@@ -152,33 +152,13 @@ pub async fn compose(
     let artifacts = artifacts(settings).await?;
     let executor = LocalExecutor::new(at("executions")).map_err(told)?;
     let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
-    let (work_dir, cache_dir) = (at("work"), at("cache"));
-    private_directory(&work_dir)?;
-    private_directory(&cache_dir)?;
-    let socket = at("agent.sock");
-    if socket.as_os_str().len() > SOCKET_PATH_LIMIT_BYTES {
-        bail!(
-            "data_dir {} is too long for a socket: expected at most {SOCKET_PATH_LIMIT_BYTES} bytes with /agent.sock",
-            settings.data_dir.display()
-        );
-    }
-    let agent = AgentLaunch {
-        command: vec![program.display().to_string(), "agent".to_owned()],
-        server: match &settings.agent_url {
-            Some(url) => url.clone(),
-            None => format!("unix:{}", socket.display()),
-        },
-        work_dir,
-        cache_dir,
-        environment: agent_environment(settings, environment),
-    };
+    private_directory(&at("work"))?;
+    private_directory(&at("cache"))?;
+    let config = config(settings, instance, program, environment)?;
     let otlp = match &settings.otlp_endpoint {
-        Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &instance)?)),
+        Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &config.instance)?)),
         None => None,
     };
-    let mut config = Config::new(instance, agent);
-    config.run_capacity = settings.run_capacity;
-    config.grace = Duration::from_secs(settings.grace_seconds);
     let mut builder = ControlPlane::builder(storage.clone(), executor, config)
         .artifacts(artifacts)
         .volume(volume)
@@ -201,6 +181,70 @@ pub async fn compose(
         otlp,
         _alone: alone,
     })
+}
+
+/// A control plane for a command that works beside the servers of an installation: nothing is made, and nobody is
+/// kept out.
+///
+/// # Errors
+/// The first thing that is in the way, and what to do about it.
+pub async fn beside(
+    settings: &Settings,
+    program: PathBuf,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<ControlPlane> {
+    let data = &settings.data_dir;
+    if settings.is_embedded() && !data.is_dir() {
+        bail!(
+            "there is no installation in {}; --data-dir says where it is",
+            data.display()
+        );
+    }
+    let instance = instance();
+    let storage = connect_as(settings, "command", &instance).await?;
+    storage
+        .check()
+        .await
+        .map_err(told)
+        .context("the database cannot be used by this version")?;
+    let options = ArtifactOptions::new().with_standard_credentials();
+    let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url, &options).map_err(told)?;
+    let executor = LocalExecutor::new(data.join("executions")).map_err(told)?;
+    let volume = DirectoryVolume::new(data.join("volumes")).map_err(told)?;
+    let config = config(settings, instance, program, environment)?;
+    let builder = ControlPlane::builder(storage, executor, config);
+    Ok(builder.artifacts(artifacts).volume(volume).build())
+}
+
+/// What the control plane is told of the settings.
+fn config(
+    settings: &Settings,
+    instance: String,
+    program: PathBuf,
+    environment: impl Iterator<Item = (String, String)>,
+) -> anyhow::Result<Config> {
+    let at = |name: &str| settings.data_dir.join(name);
+    let socket = at("agent.sock");
+    if socket.as_os_str().len() > SOCKET_PATH_LIMIT_BYTES {
+        bail!(
+            "data_dir {} is too long for a socket: expected at most {SOCKET_PATH_LIMIT_BYTES} bytes with /agent.sock",
+            settings.data_dir.display()
+        );
+    }
+    let agent = AgentLaunch {
+        command: vec![program.display().to_string(), "agent".to_owned()],
+        server: match &settings.agent_url {
+            Some(url) => url.clone(),
+            None => format!("unix:{}", socket.display()),
+        },
+        work_dir: at("work"),
+        cache_dir: at("cache"),
+        environment: agent_environment(settings, environment),
+    };
+    let mut config = Config::new(instance, agent);
+    config.run_capacity = settings.run_capacity;
+    config.grace = Duration::from_secs(settings.grace_seconds);
+    Ok(config)
 }
 
 /// A name that no other process has, also not one of an earlier life of this machine: containers begin to count

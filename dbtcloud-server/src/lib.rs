@@ -16,6 +16,7 @@ pub mod auth;
 #[cfg(feature = "cli")]
 pub mod bootstrap;
 #[cfg(feature = "cli")]
+pub mod cleanup;
 pub mod compose;
 #[cfg(feature = "cli")]
 pub mod config;

@@ -98,6 +98,9 @@ enum Source<'a> {
     Levels(&'a [&'static str], Vec<(Vec<&'static str>, i64)>),
     /// Microseconds since the epoch.
     Instant(&'a Gauge),
+    Instants(&'a [&'static str], Vec<(Vec<&'static str>, i64)>),
+    /// Microseconds that something took, all together.
+    Busy(&'a [&'static str], Vec<(Vec<&'static str>, u64)>),
     Spans(&'a Spans),
 }
 
@@ -116,6 +119,10 @@ fn levels<'a, const N: usize>(names: &'a [&'static str; N], gauges: &Gauges<N>) 
     Source::Levels(names, rows(gauges.get()))
 }
 
+fn labels(names: &[&'static str], values: &[&'static str]) -> Vec<(&'static str, &'static str)> {
+    names.iter().copied().zip(values.iter().copied()).collect()
+}
+
 fn instant(micros: i64) -> f64 {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64()
 }
@@ -123,15 +130,15 @@ fn instant(micros: i64) -> f64 {
 impl Source<'_> {
     const fn kind(&self) -> MetricType {
         match self {
-            Self::Count(_) | Self::Counts(..) => MetricType::Counter,
-            Self::Level(_) | Self::Levels(..) | Self::Instant(_) => MetricType::Gauge,
+            Self::Count(_) | Self::Counts(..) | Self::Busy(..) => MetricType::Counter,
+            Self::Level(_) | Self::Levels(..) | Self::Instant(_) | Self::Instants(..) => MetricType::Gauge,
             Self::Spans(_) => MetricType::Histogram,
         }
     }
 
     const fn unit(&self) -> Option<Unit> {
         match self {
-            Self::Instant(_) | Self::Spans(_) => Some(Unit::Seconds),
+            Self::Instant(_) | Self::Instants(..) | Self::Spans(_) | Self::Busy(..) => Some(Unit::Seconds),
             _ => None,
         }
     }
@@ -147,12 +154,17 @@ impl Source<'_> {
                 encoder.encode_histogram::<NoLabelSet>(spans.sum().as_secs_f64(), count, &buckets, None)
             }
             Self::Counts(names, rows) => rows.iter().try_for_each(|(values, count)| {
-                let labels: Vec<_> = names.iter().copied().zip(values.iter().copied()).collect();
-                ConstCounter::new(*count).encode(encoder.encode_family(&labels)?)
+                ConstCounter::new(*count).encode(encoder.encode_family(&labels(names, values))?)
             }),
             Self::Levels(names, rows) => rows.iter().try_for_each(|(values, level)| {
-                let labels: Vec<_> = names.iter().copied().zip(values.iter().copied()).collect();
-                ConstGauge::new(*level).encode(encoder.encode_family(&labels)?)
+                ConstGauge::new(*level).encode(encoder.encode_family(&labels(names, values))?)
+            }),
+            Self::Instants(names, rows) => rows.iter().try_for_each(|(values, micros)| {
+                ConstGauge::new(instant(*micros)).encode(encoder.encode_family(&labels(names, values))?)
+            }),
+            Self::Busy(names, rows) => rows.iter().try_for_each(|(values, micros)| {
+                let seconds = Duration::from_micros(*micros).as_secs_f64();
+                ConstCounter::new(seconds).encode(encoder.encode_family(&labels(names, values))?)
             }),
         }
     }
@@ -271,8 +283,33 @@ fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> 
         ),
         (
             "cleanup_deleted",
-            "Things that cleanup removed",
+            "Things that cleanup removed, moved or set right",
             counts(&["kind"], &plane.cleanup_deleted),
+        ),
+        (
+            "cleanup_bytes",
+            "Bytes that cleanup removed or moved",
+            counts(&["chore"], &plane.cleanup_bytes),
+        ),
+        (
+            "cleanup_sweeps",
+            "Sweeps of cleanup",
+            counts(&["chore"], &plane.cleanup_sweeps),
+        ),
+        (
+            "cleanup_failures",
+            "Sweeps of cleanup that failed; the next one tries again",
+            counts(&["chore"], &plane.cleanup_failures),
+        ),
+        (
+            "cleanup_busy",
+            "Time that sweeps of cleanup took",
+            Source::Busy(&["chore"], rows(plane.cleanup_busy.get())),
+        ),
+        (
+            "cleanup_last_success_timestamp",
+            "When a chore of cleanup last came to its end",
+            Source::Instants(&["chore"], rows(plane.cleanup_done_at.get())),
         ),
         (
             "wakeups_listening",

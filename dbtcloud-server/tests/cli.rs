@@ -259,3 +259,36 @@ async fn tls_beside_plain_http() {
     ]);
     assert!(text(&wrong.stderr).contains("tls_cert"), "{}", text(&wrong.stderr));
 }
+
+#[test]
+fn cleanup_sweeps_once_and_says_what_it_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let absent = dbtcloud(&["cleanup", "--once", "--data-dir", data]);
+    assert!(!absent.status.success());
+    let said = text(&absent.stderr);
+    assert!(said.contains("there is no installation in"), "{said}");
+    assert!(!dir.path().join("data").exists());
+    assert!(dbtcloud(&["bootstrap", "--data-dir", data]).status.success());
+    let swept = dbtcloud(&["cleanup", "--once", "--dry-run", "--json", "--data-dir", data]);
+    assert!(swept.status.success(), "{}", text(&swept.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&swept.stdout).unwrap();
+    assert_eq!(told["dry_run"], serde_json::json!(true));
+    let chores = told["chores"].as_array().unwrap();
+    assert!(chores.iter().any(|chore| chore["chore"] == "flush_logs"), "{told}");
+    assert!(chores.iter().all(|chore| chore["error"].is_null()), "{told}");
+    let one = dbtcloud(&["cleanup", "--once", "--chore", "heal_hands", "--data-dir", data]);
+    assert_eq!(text(&one.stdout).lines().count(), 2, "{}", text(&one.stdout));
+    for (arguments, said) in [
+        (
+            vec!["cleanup", "--once", "--chore", "flush", "--data-dir", data],
+            "heal_hands",
+        ),
+        (vec!["cleanup", "--data-dir", data], "--once"),
+    ] {
+        let output = dbtcloud(&arguments);
+        assert!(!output.status.success());
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}

@@ -21,4 +21,7 @@ pub trait Leases: Send + Sync {
     /// `limit`; how many. For names that are used by one owner only: the term of a name that is used again
     /// begins anew.
     async fn purge(&self, prefix: &str, before: Timestamp, limit: u32) -> Result<u64>;
+
+    /// How many a purge without a limit would forget.
+    async fn over(&self, prefix: &str, before: Timestamp) -> Result<u64>;
 }

@@ -56,4 +56,7 @@ pub trait Tickets: Send + Sync {
 
     /// Drops tickets and keys of runs that ended before `before`, at most `limit`; how many were dropped.
     async fn purge(&self, before: Timestamp, limit: u32) -> Result<u64>;
+
+    /// How many a purge without a limit would drop.
+    async fn spent(&self, before: Timestamp) -> Result<u64>;
 }

@@ -5,7 +5,9 @@
 //! next round writes the same over the same and goes on.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{Artifacts, ByteRange, ByteStream, LOG_READ_LIMIT_BYTES, LogPart};
@@ -13,60 +15,86 @@ use dbtcloud_core::run::{LOG_PART_BYTES, LOG_TAIL_BYTES, RunStep};
 use dbtcloud_core::{Error, ErrorKind, Result};
 use futures::{StreamExt, TryStreamExt};
 
-use super::{PAGE, PAGES};
+use super::{Chore, Cursor, Failures, PAGE, PAGES, Swept, Work};
 use crate::ControlPlane;
 use crate::plane::part_key;
 use crate::segment::{Index, Proof, Reader, Writer};
 
-/// Runs that may fail in one round before it is given up: the store is away, not one log odd.
-const FAILURE_LIMIT: usize = 5;
+/// Flushes logs.
+#[derive(Debug, Default)]
+pub(super) struct FlushLogs {
+    after: Cursor,
+}
 
-/// Moves what there is to move; how many parts were.
-///
-/// # Errors
-/// The first that a run met; the others were tried too, unless too many failed.
-pub(super) async fn round(plane: &ControlPlane) -> Result<u64> {
-    let Ok(artifacts) = plane.artifacts() else {
-        return Ok(0);
-    };
-    let (mut after, mut moved, mut failures) = (RunId::new(0), 0, Vec::new());
-    for _ in 0..PAGES {
-        let runs = plane
-            .logs()
-            .unmoved(after, LOG_PART_BYTES + LOG_TAIL_BYTES, PAGE)
-            .await?;
-        let Some((_, last)) = runs.last() else { break };
-        after = *last;
-        for (account, run) in runs {
-            match of_run(plane, artifacts, account, run, &mut moved).await {
-                Ok(()) => {}
-                Err(error) => failures.push(error),
+#[async_trait]
+impl Chore for FlushLogs {
+    fn name(&self) -> &'static str {
+        "flush_logs"
+    }
+
+    fn kind(&self) -> &'static str {
+        "log_part"
+    }
+
+    fn lease(&self) -> Option<&'static str> {
+        Some("cleanup/flush_logs")
+    }
+
+    fn every(&self, interval: Duration) -> Duration {
+        interval
+    }
+
+    async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()> {
+        let Ok(artifacts) = work.plane.artifacts() else {
+            return Ok(());
+        };
+        let mut failures = Failures::default();
+        for _ in 0..PAGES {
+            let after = RunId::new(self.after.get());
+            let least = LOG_PART_BYTES + LOG_TAIL_BYTES;
+            let runs = work.plane.logs().unmoved(after, least, PAGE).await?;
+            if runs.is_empty() {
+                self.after.set(0);
+                return failures.end();
             }
-            if failures.len() >= FAILURE_LIMIT {
-                return Err(failures.swap_remove(0));
+            for (account, run) in runs {
+                swept.examined += 1;
+                self.after.set(run.get());
+                failures.note(of_run(work, artifacts, account, run, swept).await)?;
             }
         }
+        swept.more = true;
+        failures.end()
     }
-    failures.into_iter().next().map_or(Ok(moved), Err)
 }
 
 async fn of_run(
-    plane: &ControlPlane,
+    work: &Work<'_>,
     artifacts: &dyn Artifacts,
     account: AccountId,
     run: RunId,
-    moved: &mut u64,
+    swept: &mut Swept,
 ) -> Result<()> {
-    let ended = plane.runs().get(account, run).await?.status.is_terminal();
-    for mut step in plane.runs().steps(account, run).await? {
+    let ended = match work.plane.runs().get(account, run).await {
+        // Retention was quicker.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        run => run?.status.is_terminal(),
+    };
+    for mut step in work.plane.runs().steps(account, run).await? {
         while let Some(part) = step.part_to_move(ended) {
-            match of_part(plane, artifacts, account, &step, part).await {
-                Ok(()) => *moved += 1,
-                // Another was quicker: its word counts.
-                Err(error) if error.kind() == ErrorKind::Conflict => break,
-                Err(error) => return Err(error),
+            if work.acts() {
+                match of_part(work.plane, artifacts, account, &step, part).await {
+                    Ok(()) => {}
+                    // Another was quicker: its word counts.
+                    Err(error) if error.kind() == ErrorKind::Conflict => break,
+                    Err(error) => return Err(error),
+                }
+                step = work.plane.runs().step(account, step.id).await?;
+            } else {
+                step.log_first = part.end;
             }
-            step = plane.runs().step(account, step.id).await?;
+            swept.done += 1;
+            swept.bytes += part.end - part.start;
         }
     }
     Ok(())

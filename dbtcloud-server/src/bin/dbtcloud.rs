@@ -21,7 +21,7 @@ use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
-use dbtcloud_server::{serve, telemetry, transfer};
+use dbtcloud_server::{cleanup, serve, telemetry, transfer};
 use dbtcloud_sql::SqlStorage;
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
@@ -44,6 +44,8 @@ enum Command {
     /// Moves what a server keeps
     #[command(subcommand)]
     Storage(StorageCommand),
+    /// Does the background chores now, beside whatever servers there are
+    Cleanup(CleanupArgs),
     /// Makes the first account, its administrator and a token, which is printed once
     Bootstrap(BootstrapArgs),
     /// Shows a run from beginning to end, from nothing
@@ -87,6 +89,24 @@ struct MigrateArgs {
     /// Change nothing; the exit code is not 0 when this version cannot work with the schema
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Args)]
+struct CleanupArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Sweep once and end; servers with the role cleanup do it all the time
+    #[arg(long, required = true)]
+    once: bool,
+    /// Tell what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Only this chore; repeatable [default: all]
+    #[arg(long, value_name = "NAME")]
+    chore: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -143,6 +163,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             transfer::copy(&args.from, &args.to, args.dry_run, SystemClock.now(), told).await?;
             Ok(ExitCode::SUCCESS)
         }),
+        Command::Cleanup(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            runtime()?.block_on(clean(&settings, &args))
+        }
         Command::Bootstrap(args) => {
             let settings = understood(&args.given)?;
             log(&settings)?;
@@ -255,6 +280,21 @@ async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn clean(settings: &Settings, args: &CleanupArgs) -> anyhow::Result<ExitCode> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let plane = compose::beside(settings, program, environment()).await?;
+    let told = cleanup::once(&plane, &args.chore, args.dry_run).await?;
+    match args.json {
+        true => println!("{}", told.json()),
+        false => print!("{}", told.table()),
+    }
+    Ok(if told.whole() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn bootstrap(settings: &Settings, args: BootstrapArgs) -> anyhow::Result<ExitCode> {

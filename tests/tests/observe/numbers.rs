@@ -5,7 +5,7 @@ use dbtcloud_tests::scrape::Scrape;
 use crate::stage::Played;
 
 /// What users were promised: name and type. `docs/observe.md` explains them.
-pub const PROMISED: [(&str, &str); 28] = [
+pub const PROMISED: [(&str, &str); 33] = [
     ("dbtcloud_runs", "counter"),
     ("dbtcloud_runs_in_progress", "gauge"),
     ("dbtcloud_run_queue_depth", "gauge"),
@@ -28,6 +28,11 @@ pub const PROMISED: [(&str, &str); 28] = [
     ("dbtcloud_http_request_duration_seconds", "histogram"),
     ("dbtcloud_db_pool_connections", "gauge"),
     ("dbtcloud_cleanup_deleted", "counter"),
+    ("dbtcloud_cleanup_bytes", "counter"),
+    ("dbtcloud_cleanup_sweeps", "counter"),
+    ("dbtcloud_cleanup_failures", "counter"),
+    ("dbtcloud_cleanup_busy_seconds", "counter"),
+    ("dbtcloud_cleanup_last_success_timestamp_seconds", "gauge"),
     ("dbtcloud_wakeups_listening", "gauge"),
     ("dbtcloud_wakeups_lost", "counter"),
     ("dbtcloud_leader", "gauge"),

@@ -126,6 +126,12 @@ impl Leases for FaultyStorage {
             .strike("leases.purge", true, || self.stores.leases.purge(prefix, before, limit))
             .await
     }
+
+    async fn over(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        self.faults
+            .strike("leases.over", true, || self.stores.leases.over(prefix, before))
+            .await
+    }
 }
 
 #[async_trait]
@@ -451,6 +457,12 @@ impl Tickets for FaultyStorage {
     async fn purge(&self, before: Timestamp, limit: u32) -> Result<u64> {
         self.faults
             .strike("tickets.purge", true, || self.stores.tickets.purge(before, limit))
+            .await
+    }
+
+    async fn spent(&self, before: Timestamp) -> Result<u64> {
+        self.faults
+            .strike("tickets.spent", true, || self.stores.tickets.spent(before))
             .await
     }
 }

@@ -59,4 +59,12 @@ impl Leases for MemoryStorage {
         let gone = names.into_iter().take(limit as usize);
         Ok(gone.filter(|name| state.leases.remove(name).is_some()).count() as u64)
     }
+
+    async fn over(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        let state = self.lock();
+        let over = |(name, lease): &(&String, &StoredLease)| {
+            name.starts_with(prefix) && lease.until.is_none_or(|until| until < before)
+        };
+        Ok(state.leases.iter().filter(over).count() as u64)
+    }
 }

@@ -78,4 +78,15 @@ impl Tickets for MemoryStorage {
         tickets.retain(|_, issue| drop_one(&issue.run));
         Ok(u64::from(limit - left))
     }
+
+    async fn spent(&self, before: Timestamp) -> Result<u64> {
+        let state = self.lock();
+        let ended = |run: &RunId| {
+            let stored = state.runs.get(run);
+            stored.is_none_or(|stored| stored.run.finished_at.is_some_and(|at| at < before))
+        };
+        let runs = state.keys.values().map(|(run, _)| run);
+        let spent = runs.chain(state.tickets.values().map(|issue| &issue.run));
+        Ok(spent.filter(|run| ended(run)).count() as u64)
+    }
 }

@@ -147,7 +147,9 @@ async fn only_what_is_over_is_purged(stores: Stores) {
         stores.leases.acquire(name, &a, at(0), at(until)).await.unwrap();
     }
     stores.leases.release("place/2", &a).await.unwrap();
+    assert_eq!(stores.leases.over("place/", at(10)).await.unwrap(), 2);
     assert_eq!(stores.leases.purge("place/", at(10), 1).await.unwrap(), 1);
+    assert_eq!(stores.leases.over("place/", at(10)).await.unwrap(), 1);
     assert_eq!(stores.leases.purge("place/", at(10), 10).await.unwrap(), 1);
     assert_eq!(stores.leases.purge("place/", at(10), 10).await.unwrap(), 0);
     assert!(stores.leases.any_held("place/1", at(9)).await.unwrap());

@@ -249,7 +249,10 @@ async fn a_purge_drops_what_ended(stores: Stores) {
     let live = claimed(&stores).await;
     stores.tickets.issue(&issue(3, &live)).await.unwrap();
     stores.tickets.redeem(digest(3), digest(103), at(2)).await.unwrap();
+    assert_eq!(stores.tickets.spent(at(20)).await.unwrap(), 2, "a ticket and its key");
     while stores.tickets.purge(at(20), 100).await.unwrap() > 0 {}
+    assert_eq!(stores.tickets.spent(at(20)).await.unwrap(), 0);
+    assert_eq!(stores.tickets.spent(at(21)).await.unwrap(), 2);
     assert_eq!(kind(stores.tickets.authenticate(digest(101)).await), ErrorKind::Denied);
     assert_eq!(
         kind(stores.tickets.redeem(digest(1), digest(101), at(3)).await),

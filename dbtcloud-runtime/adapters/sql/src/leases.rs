@@ -31,6 +31,12 @@ const PURGE: Sql = Sql::both(
      AND (held_until IS NULL OR held_until < $2)",
 );
 
+/// The same, read only.
+const OVER: Sql = Sql::both(
+    "SELECT count(*) AS gone FROM leases WHERE substr(name, 1, length($1)) = $1 \
+     AND (held_until IS NULL OR held_until < $2)",
+);
+
 #[async_trait]
 impl Leases for SqlStorage {
     async fn acquire(&self, name: &str, owner: &Owner, now: Timestamp, until: Timestamp) -> Result<Option<u64>> {
@@ -66,5 +72,11 @@ impl Leases for SqlStorage {
         no_nul("prefix", prefix)?;
         let mut writer = self.database.write("leases.purge").await?;
         writer.link().execute(&PURGE, args![prefix, before, limit]).await
+    }
+
+    async fn over(&self, prefix: &str, before: Timestamp) -> Result<u64> {
+        no_nul("prefix", prefix)?;
+        let mut reader = self.database.read().await?;
+        reader.link().one(&OVER, args![prefix, before]).await?.count("gone")
     }
 }

@@ -49,6 +49,12 @@ const PURGE_TICKETS: Sql = Sql::both(
      LEFT JOIN runs r ON r.id = t.run_id WHERE r.id IS NULL OR r.finished_at < $1 LIMIT $2)",
 );
 
+/// The same tables, read only.
+const SPENT: Sql = Sql::both(
+    "SELECT (SELECT count(*) FROM agent_keys k LEFT JOIN runs r ON r.id = k.run_id WHERE r.id IS NULL OR r.finished_at < $1) \
+     + (SELECT count(*) FROM tickets t LEFT JOIN runs r ON r.id = t.run_id WHERE r.id IS NULL OR r.finished_at < $1) AS spent",
+);
+
 fn stored(digest: Digest) -> Bytes {
     Bytes::copy_from_slice(&digest.0)
 }
@@ -113,5 +119,10 @@ impl Tickets for SqlStorage {
         }
         .await;
         work.end("tickets.purge", done).await
+    }
+
+    async fn spent(&self, before: Timestamp) -> Result<u64> {
+        let mut reader = self.database.read().await?;
+        reader.link().one(&SPENT, args![before]).await?.count("spent")
     }
 }

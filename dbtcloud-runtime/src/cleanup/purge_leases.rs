@@ -1,0 +1,54 @@
+//! Forgets the signs of schedulers that are gone: each has a lease of its own name, which nobody uses again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dbtcloud_core::Result;
+
+use super::{Chore, PAGE, PAGES, Swept, Work};
+use crate::scheduler::PRESENCE;
+
+/// How long the sign of a scheduler that is gone is kept.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// Purges leases.
+#[derive(Debug)]
+pub(super) struct PurgeLeases;
+
+#[async_trait]
+impl Chore for PurgeLeases {
+    fn name(&self) -> &'static str {
+        "purge_leases"
+    }
+
+    fn kind(&self) -> &'static str {
+        "lease"
+    }
+
+    fn lease(&self) -> Option<&'static str> {
+        Some("cleanup/purge_leases")
+    }
+
+    fn every(&self, interval: Duration) -> Duration {
+        interval * 20
+    }
+
+    async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()> {
+        let (leases, before) = (work.plane.leases(), work.now.minus(KEPT));
+        if !work.acts() {
+            let over = leases.over(PRESENCE, before).await?;
+            (swept.examined, swept.done) = (over, over);
+            return Ok(());
+        }
+        for _ in 0..PAGES {
+            let gone = leases.purge(PRESENCE, before, PAGE).await?;
+            swept.examined += gone;
+            swept.done += gone;
+            if gone == 0 {
+                return Ok(());
+            }
+        }
+        swept.more = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! What all chores have in common.
+
+use std::collections::BTreeMap;
+
+use dbtcloud_contract::faults::Rates;
+use dbtcloud_contract::suite::executor::plain_spec;
+use dbtcloud_core::ErrorKind;
+use dbtcloud_core::catalog::{Draft, Kind};
+use dbtcloud_core::id::RunId;
+use dbtcloud_core::ports::{Clock, Digest, ExecutionId, Executor, Owner, TicketIssue};
+use dbtcloud_runtime::Blueprint;
+use dbtcloud_runtime::cleanup::{self, Mode, Report};
+
+use crate::stage::{BEGIN, DAY, Stage};
+
+/// Calls that change nothing. What a dry run calls is in this list.
+const READS: [&str; 15] = [
+    "artifacts.list",
+    "artifacts.runs",
+    "artifacts.stat",
+    "catalog.get",
+    "catalog.scan",
+    "executor.list",
+    "leases.over",
+    "logs.unmoved",
+    "runs.get",
+    "runs.states",
+    "runs.step",
+    "runs.steps",
+    "schedules.of",
+    "sessions.scan",
+    "tickets.spent",
+];
+
+/// Something to do for every chore that can have something to do.
+async fn untidy() -> Stage {
+    let stage = Stage::new();
+    let run = stage.ended(1, b"a line\nanother\n").await;
+    let issue = TicketIssue {
+        ticket: Digest([1; 32]),
+        account: run.new.account,
+        run: run.id,
+        attempt: 1,
+        expires_at: BEGIN,
+    };
+    stage.stores.tickets.issue(&issue).await.unwrap();
+    let owner = Owner::new("gone");
+    stage
+        .stores
+        .leases
+        .acquire("scheduler/gone", &owner, BEGIN, BEGIN)
+        .await
+        .unwrap();
+    let execution = ExecutionId::Run {
+        run: run.id,
+        attempt: 1,
+    };
+    stage.executor.start(&plain_spec(execution)).await.unwrap();
+    let folder = ExecutionId::Run {
+        run: RunId::new(4),
+        attempt: 2,
+    };
+    std::fs::create_dir(stage.work.path().join(folder.to_string())).unwrap();
+    // A job whose hand was worked out from the version before.
+    let blueprint = Blueprint::new("shop", "https://git.example/shop.git", "duckdb");
+    let job = stage.plane.install(&blueprint).await.unwrap();
+    let row = stage
+        .stores
+        .catalog
+        .get(Kind::Job, job.account, job.id.get())
+        .await
+        .unwrap();
+    let draft = Draft {
+        kind: Kind::Job,
+        account: row.account,
+        project: row.project,
+        parent: row.parent,
+        name: row.name,
+        lookup: row.lookup,
+        deleted: row.deleted,
+        body: row.body,
+        at: BEGIN,
+    };
+    stage.stores.catalog.update(row.id, row.version, draft).await.unwrap();
+    stage.clock.advance(2 * DAY);
+    stage
+}
+
+fn done(reports: &[Report]) -> BTreeMap<&'static str, u64> {
+    for report in reports {
+        assert!(report.error.is_none(), "{report:?}");
+    }
+    reports.iter().map(|report| (report.chore, report.swept.done)).collect()
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_is_done_then_and_changes_nothing() {
+    let stage = untidy().await;
+    stage.heard.take();
+    let told = done(&stage.sweep(&[], Mode::DryRun).await);
+    let changing: Vec<_> = stage
+        .heard
+        .take()
+        .into_iter()
+        .filter(|call| !READS.contains(call))
+        .collect();
+    assert_eq!(changing, [""; 0], "calls of a dry run that change something");
+    assert!(std::fs::read_dir(stage.work.path()).unwrap().next().is_some());
+    for (chore, count) in &told {
+        assert_eq!(*count > 0, *chore != "make_months", "{chore}: {count}");
+    }
+    let first = done(&stage.sweep(&[], Mode::Act).await);
+    assert_eq!(first, told);
+    for (chore, count) in done(&stage.sweep(&[], Mode::Act).await) {
+        assert_eq!(count, 0, "a second sweep of {chore} has something to do");
+    }
+}
+
+#[tokio::test]
+async fn one_that_fails_is_counted_and_holds_up_no_other() {
+    let stage = untidy().await;
+    stage.outage.set(Rates {
+        before: 100,
+        ..Rates::CALM
+    });
+    let reports = cleanup::round(&stage.plane).await;
+    assert_eq!(reports.len(), cleanup::chores().len());
+    for report in &reports {
+        let failed = report.error.as_ref().map(dbtcloud_core::Error::kind);
+        let expected = (report.chore == "flush_logs").then_some(ErrorKind::Unavailable);
+        assert_eq!(failed, expected, "{report:?}");
+    }
+    let failures: Vec<_> = stage.plane.metrics().cleanup_failures.get();
+    assert_eq!(failures.iter().map(|(_, count)| count).sum::<u64>(), 1, "{failures:?}");
+    stage.outage.set(Rates::CALM);
+    assert_eq!(done(&cleanup::round(&stage.plane).await)["flush_logs"], 1);
+}
+
+#[tokio::test]
+async fn a_lease_spares_others_the_work_and_keeps_nobody_from_it() {
+    let stage = untidy().await;
+    let other = Owner::new("other");
+    for chore in cleanup::chores() {
+        if let Some(lease) = chore.lease() {
+            let now = stage.clock.now();
+            stage
+                .stores
+                .leases
+                .acquire(lease, &other, now, now.plus(DAY))
+                .await
+                .unwrap();
+        }
+    }
+    let spared = cleanup::round(&stage.plane).await;
+    let here: Vec<_> = spared.iter().map(|report| report.chore).collect();
+    assert_eq!(here, ["remove_executions", "remove_folders"], "these are of each host");
+    assert_eq!(done(&stage.sweep(&["flush_logs"], Mode::Act).await)["flush_logs"], 1);
+}
+
+#[tokio::test]
+async fn an_unknown_chore_is_told_with_those_that_there_are() {
+    let stage = untidy().await;
+    stage.heard.take();
+    let names = ["flush_logs".to_owned(), "flush".to_owned()];
+    let error = cleanup::once(&stage.plane, &names, Mode::Act).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    for chore in cleanup::chores() {
+        assert!(error.to_string().contains(chore.name()), "{error}");
+    }
+    assert_eq!(stage.heard.take(), [""; 0], "nothing was done");
+}
