@@ -18,6 +18,9 @@ use zeroize::Zeroizing;
 const VERSION: &str = "v1";
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
+const TAG_BYTES: usize = 16;
+/// The digits of a key's id.
+const ID_DIGITS: usize = 8;
 /// Keys a ring may hold.
 pub const KEY_LIMIT: usize = 32;
 
@@ -51,7 +54,7 @@ impl KeyringVault {
             if bytes.len() != KEY_BYTES {
                 return Err(expected());
             }
-            let id = hex::encode(&Sha256::digest(&*bytes)[..4]);
+            let id = hex::encode(&Sha256::digest(&*bytes)[..ID_DIGITS / 2]);
             keys.push((id, XChaCha20Poly1305::new(Key::from_slice(&bytes))));
         }
         if keys.is_empty() || keys.len() > KEY_LIMIT {
@@ -72,6 +75,30 @@ impl KeyringVault {
         fill(&mut *key)?;
         Ok(Secret::new(STANDARD.encode(*key)))
     }
+}
+
+impl KeyringVault {
+    /// Ids of the keys, the current one's first.
+    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|(id, _)| id.as_str())
+    }
+}
+
+/// Ids of the keys that sealed what stands in a text, where a text is, or is JSON that has, an envelope; some may be
+/// told more than once.
+pub fn key_ids(text: &str) -> impl Iterator<Item = &str> {
+    let begins = |at: usize| at == 0 || text.as_bytes()[at - 1] == b'"';
+    text.match_indices("v1.")
+        .filter(move |(at, _)| begins(*at))
+        .filter_map(|(at, version)| {
+            let (id, body) = text[at + version.len()..].split_once('.')?;
+            let is_id = id.len() == ID_DIGITS && id.bytes().all(|c| c.is_ascii_hexdigit());
+            let body = body.split('"').next()?;
+            let sealed = STANDARD
+                .decode(body)
+                .is_ok_and(|bytes| bytes.len() >= NONCE_BYTES + TAG_BYTES);
+            (is_id && sealed).then_some(id)
+        })
 }
 
 fn fill(bytes: &mut [u8]) -> Result<()> {
@@ -175,6 +202,18 @@ mod tests {
         let last = text.pop().unwrap();
         text.push(if last == 'A' { 'B' } else { 'A' });
         assert!(vault.open("a", &Sealed::new(text)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_keys_of_envelopes_are_found_and_nothing_else_is() {
+        let vault = KeyringVault::from_text(KeyringVault::generate().unwrap().expose()).unwrap();
+        let id = vault.key_ids().next().unwrap().to_owned();
+        let sealed = vault.seal("a", &Secret::new("s")).await.unwrap();
+        let json = serde_json::json!({"name": "v1.", "other": "v1.00000000.x", "password": sealed}).to_string();
+        assert_eq!(key_ids(&json).collect::<Vec<_>>(), [&id]);
+        assert_eq!(key_ids(sealed.envelope()).collect::<Vec<_>>(), [&id]);
+        let quoted = format!("see {}", sealed.envelope());
+        assert_eq!(key_ids(&quoted).count(), 0, "an envelope begins where its text does");
     }
 
     #[test]

@@ -333,6 +333,12 @@ fn private_directory(path: &Path) -> anyhow::Result<()> {
     written.with_context(|| format!("cannot write in the directory {}", path.display()))
 }
 
+/// The lock of a data directory that may not be there yet.
+pub(crate) fn alone_in(data_dir: &Path) -> anyhow::Result<File> {
+    private_directory(data_dir)?;
+    alone(data_dir)
+}
+
 /// The lock of an embedded data directory; it lives as long as its file is open, also when we are killed.
 pub(crate) fn alone(data_dir: &Path) -> anyhow::Result<File> {
     let path = data_dir.join("lock");

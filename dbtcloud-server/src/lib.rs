@@ -14,6 +14,8 @@
 
 pub mod auth;
 #[cfg(feature = "cli")]
+pub mod backup;
+#[cfg(feature = "cli")]
 pub mod bootstrap;
 #[cfg(feature = "cli")]
 pub mod cleanup;
@@ -29,6 +31,7 @@ pub mod serve;
 pub mod telemetry;
 #[cfg(feature = "cli")]
 mod tls;
+#[cfg(feature = "cli")]
 pub mod transfer;
 
 mod call;

@@ -40,10 +40,12 @@ pub async fn copy(
     }
     let source = open(from).await.context("--from")?;
     let target = open(to).await.context("--to")?;
-    if !dry_run {
+    // An installation that is there already is not migrated by the way.
+    let is_new = target.schema_version().await.map_err(explained).context("--to")? == 0;
+    if is_new && !dry_run {
         target.migrate().await.map_err(explained).context("--to")?;
     }
-    if dry_run && target.schema_version().await.map_err(explained)? == 0 {
+    if is_new && dry_run {
         source.check().await.map_err(explained).context("--from")?;
     } else {
         source.can_copy_to(&target, now).await.map_err(explained)?;
@@ -71,12 +73,13 @@ async fn open(url: &str) -> anyhow::Result<SqlStorage> {
     SqlStorage::connect(url, Options::new()).await.map_err(explained)
 }
 
-fn explained(error: dbtcloud_core::Error) -> anyhow::Error {
+/// An error of ours with its causes, for a person.
+pub(crate) fn explained(error: dbtcloud_core::Error) -> anyhow::Error {
     anyhow::anyhow!("{}", error.chain())
 }
 
 /// The file of an embedded database.
-fn file_of(url: &str) -> Option<PathBuf> {
+pub(crate) fn file_of(url: &str) -> Option<PathBuf> {
     let path = url.strip_prefix("sqlite://")?.split('?').next()?;
     (!path.is_empty()).then(|| Path::new(path).to_owned())
 }

@@ -258,6 +258,16 @@ impl Bucket {
         ]
     }
 
+    /// Loses everything that is in it.
+    ///
+    /// # Panics
+    /// When the server does not do it.
+    pub fn lose(&self) {
+        let folder = format!("/buckets/{}/some?recursive=true", self.name);
+        let lost = http::ask("DELETE", self.filer, &folder, &[]);
+        assert!(matches!(lost, Some((200..=299, _))), "{lost:?}");
+    }
+
     /// Whether the store holds parts of files that were never completed.
     ///
     /// # Panics

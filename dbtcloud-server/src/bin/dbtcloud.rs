@@ -9,7 +9,7 @@
 #[path = "../failpoints.rs"]
 mod failpoints;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 use dbtcloud_core::ports::{Clock, History};
 use dbtcloud_runtime::agent::{self, AgentConfig};
 use dbtcloud_runtime::clock::SystemClock;
+use dbtcloud_server::backup::{self, Backup, Restore};
 use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
@@ -46,6 +47,10 @@ enum Command {
     Storage(StorageCommand),
     /// Does the background chores now, beside whatever servers there are
     Cleanup(CleanupArgs),
+    /// Copies a running installation, database and objects, to where nothing else is
+    Backup(BackupArgs),
+    /// Makes an empty installation what a backup says; its servers are started afterwards
+    Restore(RestoreArgs),
     /// Makes the first account, its administrator and a token, which is printed once
     Bootstrap(BootstrapArgs),
     /// Shows a run from beginning to end, from nothing
@@ -80,6 +85,39 @@ struct CopyArgs {
     /// Tell what would be copied, and change nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+#[derive(Args)]
+struct BackupArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Empty, or with a backup that broke off: a directory, or a URL as --artifacts-url has it
+    #[arg(long, env = "DBTCLOUD_BACKUP_TO", value_name = "DIR|URL")]
+    to: String,
+    /// An earlier backup: files that cannot have changed are taken from it
+    #[arg(long, value_name = "DIR|URL")]
+    since: Option<String>,
+    /// Directory with room for the database, when --to is none [default: the system's for temporary files]
+    #[arg(long, value_name = "DIR")]
+    scratch_dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct RestoreArgs {
+    #[command(flatten)]
+    given: Given,
+    /// The backup: a directory, or a URL as --artifacts-url has it
+    #[arg(long, value_name = "DIR|URL")]
+    from: String,
+    /// Look at every byte of the backup and whether the key file has its keys, and change nothing
+    #[arg(long)]
+    verify: bool,
+    /// The artifact store was not lost: what is there stays when it is as in the backup
+    #[arg(long, conflicts_with = "verify")]
+    objects_in_place: bool,
+    /// Directory with room for the database [default: the system's for temporary files]
+    #[arg(long, value_name = "DIR")]
+    scratch_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -159,7 +197,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(migrate(&settings, args.check))
         }
         Command::Storage(StorageCommand::Copy(args)) => runtime()?.block_on(async {
-            let told = |line| println!("{line}");
             transfer::copy(&args.from, &args.to, args.dry_run, SystemClock.now(), told).await?;
             Ok(ExitCode::SUCCESS)
         }),
@@ -167,6 +204,35 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let settings = understood(&args.given)?;
             log(&settings)?;
             runtime()?.block_on(clean(&settings, &args))
+        }
+        Command::Backup(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            private();
+            let what = Backup {
+                to: args.to,
+                since: args.since,
+                scratch: args.scratch_dir,
+            };
+            runtime()?.block_on(backup::backup(&settings, &what, &SystemClock, told))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Restore(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            private();
+            let what = Restore {
+                from: args.from,
+                objects_in_place: args.objects_in_place,
+                scratch: args.scratch_dir,
+            };
+            runtime()?.block_on(async {
+                match args.verify {
+                    true => backup::verify(&settings, &what, told).await,
+                    false => backup::restore(&settings, &what, &SystemClock, told).await,
+                }
+            })?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Bootstrap(args) => {
             let settings = understood(&args.given)?;
@@ -176,6 +242,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
         Command::Agent => work(),
     }
+}
+
+/// For the person who ran a command.
+fn told(line: String) {
+    println!("{line}");
+}
+
+/// From here on what this process writes is for its user alone.
+fn private() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -71,12 +71,12 @@ static COUNTER: AtomicU64 = AtomicU64::new(0);
 /// ```
 #[derive(Clone, Debug)]
 pub struct OpendalArtifacts {
-    operator: Operator,
-    store: Store,
+    pub(crate) operator: Operator,
+    pub(crate) store: Store,
     /// Whether it is asked over a network, where a bucket may be missing.
-    remote: bool,
+    pub(crate) remote: bool,
     /// The directory to be synced, when it is one.
-    directory: Option<PathBuf>,
+    pub(crate) directory: Option<PathBuf>,
     /// Tells what this store lets in from what other processes do, also on other machines.
     token: u64,
 }
@@ -92,7 +92,7 @@ impl OpendalArtifacts {
         Self::at(operator, store)
     }
 
-    fn at(operator: Operator, store: Store) -> Self {
+    pub(crate) fn at(operator: Operator, store: Store) -> Self {
         let info = operator.info();
         let directory = (info.scheme() == "fs").then(|| PathBuf::from(info.root()));
         Self {
@@ -152,7 +152,7 @@ impl OpendalArtifacts {
     }
 
     /// Makes sure that what was said to be absent is, and not the bucket.
-    async fn confirm_absent(&self, what: impl std::fmt::Display) -> Result<()> {
+    pub(crate) async fn confirm_absent(&self, what: impl std::fmt::Display) -> Result<()> {
         if self.remote {
             self.ask().await.map_err(|error| self.unavailable(what, error))?;
         }
@@ -163,8 +163,8 @@ impl OpendalArtifacts {
         unavailable(&self.store, what, error)
     }
 
-    async fn write(&self, at: &str, key: &ArtifactKey, mut bytes: ByteStream) -> Result<u64> {
-        let failed = |error| self.unavailable(format!("artifact {}", key.path), error);
+    async fn write(&self, at: &str, name: &str, mut bytes: ByteStream) -> Result<u64> {
+        let failed = |error| self.unavailable(name, error);
         let writer = self.operator.writer_with(at);
         let writer = if self.remote {
             writer.chunk(CHUNK_BYTES).concurrent(CHUNK_CONCURRENCY)
@@ -191,6 +191,75 @@ impl OpendalArtifacts {
             return Err(failed(error));
         }
         Ok(length)
+    }
+
+    /// Stores what errors call `name`, by way of the folder `way` where the store can rename.
+    pub(crate) async fn put_at(&self, at: &str, way: &str, name: &str, bytes: ByteStream) -> Result<u64> {
+        if !self.operator.info().capability().rename {
+            return self.write(at, name, bytes).await;
+        }
+        let touched = self.touched(at).await;
+        let mut incoming = Incoming::new(self, way);
+        let length = self.write(&incoming.at, name, bytes).await?;
+        self.operator.rename(&incoming.at, at).await.map_err(|error| {
+            if is_in_the_way(&error) {
+                let expected = format!("{name} is both a file and a directory, which this store cannot hold");
+                return Error::invalid("path", expected).because(error);
+            }
+            self.unavailable(name, error)
+        })?;
+        incoming.arrived = true;
+        sync(touched)
+            .await
+            .map_err(|error| Error::unavailable(format!("{name}: not durable")).because(error))?;
+        Ok(length)
+    }
+
+    /// Makes a file of `other` a file here without its bytes passing through: two names of one file, where both are
+    /// directories of one file system. `false` when that cannot be had, or the file is not there.
+    ///
+    /// Whatever one store does to the file it does to the other's: for files that nobody writes over.
+    pub async fn link(&self, other: &Self, key: &ArtifactKey) -> Result<bool> {
+        let (Some(to), Some(from)) = (&self.directory, &other.directory) else {
+            return Ok(false);
+        };
+        let at = layout::key(key);
+        let touched = self.touched(&at).await;
+        let (from, to) = (from.join(&at), to.join(&at));
+        let linked = tokio::task::spawn_blocking(move || hard_link(&from, &to)).await;
+        if !linked.is_ok_and(|linked| linked.is_ok()) {
+            return Ok(false);
+        }
+        let not_durable = |error| Error::unavailable(format!("artifact {}: not durable", key.path)).because(error);
+        sync(touched).await.map_err(not_durable)?;
+        Ok(true)
+    }
+
+    /// The bytes of what stands at `at` and is so long, from `range.start` on; a failure is told by `failed`.
+    pub(crate) async fn read_at(
+        &self,
+        at: &str,
+        range: std::ops::Range<u64>,
+        failed: impl Fn(opendal::Error) -> Error + Send + 'static,
+    ) -> Result<ByteStream> {
+        let reader = self
+            .operator
+            .reader_with(at)
+            .chunk(CHUNK_BYTES)
+            .await
+            .map_err(&failed)?;
+        let stream = reader.into_stream(range).await.map_err(&failed)?;
+        let parts = stream.map_err(move |error| match failed(error) {
+            // Once it streams, gone is a matter of trying again: what was told so far was of a file.
+            error if error.kind() == dbtcloud_core::ErrorKind::NotFound => {
+                Error::unavailable("artifact removed while it was read").because(error)
+            }
+            error => error,
+        });
+        Ok(Box::pin(parts.flat_map(|buffer| match buffer {
+            Ok(buffer) => futures::stream::iter(Iterator::map(buffer, Ok)).left_stream(),
+            Err(error) => futures::stream::iter([Err(error)]).right_stream(),
+        })))
     }
 
     /// The directories below `prefix` whose names are numbers, each with its own path; none where there is
@@ -252,6 +321,21 @@ async fn sync(directories: Vec<PathBuf>) -> std::io::Result<()> {
     synced.await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
+/// A second name of a file. One that is there already is replaced: it may be half of an earlier try, or older.
+#[expect(clippy::disallowed_methods, reason = "opendal has no word for links")]
+fn hard_link(from: &Path, to: &Path) -> std::io::Result<()> {
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(to)?;
+            std::fs::hard_link(from, to)
+        }
+        linked => linked,
+    }
+}
+
 /// Parts on their way. Dropped before they are a file, they are taken away.
 struct Upload(Option<Writer>);
 
@@ -296,13 +380,9 @@ struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    fn new(store: &'a OpendalArtifacts, key: &ArtifactKey) -> Self {
+    fn new(store: &'a OpendalArtifacts, way: &str) -> Self {
         let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let at = format!(
-            "{}{:016x}-{serial}",
-            layout::incoming(key.account, key.run),
-            store.token
-        );
+        let at = format!("{way}{:016x}-{serial}", store.token);
         Self {
             operator: &store.operator,
             at,
@@ -326,28 +406,9 @@ impl Drop for Incoming<'_> {
 #[async_trait]
 impl Artifacts for OpendalArtifacts {
     async fn put(&self, key: &ArtifactKey, bytes: ByteStream) -> Result<u64> {
-        let at = layout::key(key);
-        if !self.operator.info().capability().rename {
-            return self.write(&at, key, bytes).await;
-        }
-        let touched = self.touched(&at).await;
-        let mut incoming = Incoming::new(self, key);
-        let length = self.write(&incoming.at, key, bytes).await?;
-        self.operator.rename(&incoming.at, &at).await.map_err(|error| {
-            if is_in_the_way(&error) {
-                let expected = format!(
-                    "'{}' is both a file and a directory, which this store cannot hold",
-                    key.path
-                );
-                return Error::invalid("path", expected).because(error);
-            }
-            self.unavailable(format!("artifact {}", key.path), error)
-        })?;
-        incoming.arrived = true;
-        sync(touched)
+        let way = layout::incoming(key.account, key.run);
+        self.put_at(&layout::key(key), &way, &format!("artifact {}", key.path), bytes)
             .await
-            .map_err(|error| Error::unavailable(format!("artifact {}: not durable", key.path)).because(error))?;
-        Ok(length)
     }
 
     async fn open(&self, key: &ArtifactKey, range: ByteRange) -> Result<ByteStream> {
@@ -366,25 +427,7 @@ impl Artifacts for OpendalArtifacts {
                 unavailable(&store, format!("artifact {path}"), error)
             }
         };
-        let at = layout::key(key);
-        let reader = self
-            .operator
-            .reader_with(&at)
-            .chunk(CHUNK_BYTES)
-            .await
-            .map_err(&failed)?;
-        let stream = reader.into_stream(range.start..end).await.map_err(&failed)?;
-        let parts = stream.map_err(move |error| match failed(error) {
-            // Once it streams, gone is a matter of trying again: what was told so far was of a file.
-            error if error.kind() == dbtcloud_core::ErrorKind::NotFound => {
-                Error::unavailable("artifact removed while it was read").because(error)
-            }
-            error => error,
-        });
-        Ok(Box::pin(parts.flat_map(|buffer| match buffer {
-            Ok(buffer) => futures::stream::iter(Iterator::map(buffer, Ok)).left_stream(),
-            Err(error) => futures::stream::iter([Err(error)]).right_stream(),
-        })))
+        self.read_at(&layout::key(key), range.start..end, failed).await
     }
 
     async fn stat(&self, key: &ArtifactKey) -> Result<Option<ArtifactMeta>> {

@@ -5,9 +5,11 @@
 
 mod artifacts;
 mod failure;
+mod files;
 mod layout;
 mod place;
 mod transport;
 
 pub use artifacts::OpendalArtifacts;
+pub use files::Files;
 pub use place::Options;

@@ -250,6 +250,20 @@ impl Place {
         }
     }
 
+    /// The place of this name inside of it.
+    pub(crate) fn below(mut self, name: &str) -> Self {
+        match &mut self {
+            Self::Directory(at)
+            | Self::S3 { prefix: at, .. }
+            | Self::Azure { prefix: at, .. }
+            | Self::Gcs { prefix: at, .. } => {
+                *at = format!("{}/{name}", at.trim_end_matches('/'));
+            }
+            Self::Memory => {}
+        }
+        self
+    }
+
     /// What errors call it.
     pub(crate) fn store(&self) -> Store {
         match self {

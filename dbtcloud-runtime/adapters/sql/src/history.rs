@@ -104,6 +104,24 @@ pub(crate) async fn prepare(link: &mut Link<'_>, now: Timestamp) -> Result<()> {
     Ok(())
 }
 
+impl SqlStorage {
+    /// Makes the parts of a month of the past, where what is copied there belongs.
+    pub(crate) async fn make_room(&self, month: Month) -> Result<()> {
+        if self.engine() == Engine::Sqlite {
+            return Ok(());
+        }
+        let mut work = self.database.begin().await?;
+        let mut link = work.link();
+        let done = async {
+            link.all_of(SOON.to_owned(), args![]).await?;
+            link.all_of(ALONE.to_owned(), args![]).await?;
+            divide(&mut link, month).await
+        }
+        .await;
+        work.end("make_room", done).await
+    }
+}
+
 async fn drop_month(link: &mut Link<'_>, month: Month) -> Result<()> {
     let (from, to) = (month.first_id(), month.next().first_id());
     if link.engine() == Engine::Postgres {

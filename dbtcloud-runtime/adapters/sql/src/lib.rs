@@ -33,6 +33,7 @@ mod reports;
 mod runs;
 mod schedules;
 mod sessions;
+mod snapshot;
 mod storage;
 mod tickets;
 mod transfer;
@@ -40,5 +41,6 @@ mod wakeups;
 
 pub use engine::{Engine, Options};
 pub use runs::Caller;
+pub use snapshot::Walked;
 pub use storage::SqlStorage;
 pub use transfer::Copied;

@@ -117,10 +117,21 @@ impl SqlStorage {
     }
 
     /// `Ok` when the database answers and has a schema that this binary works with: its own, or a newer one
-    /// that says so.
+    /// that says so; and when it is whole.
     ///
-    /// Errors: `Unavailable` when it is older (the text says what to run), `Invalid` when it is too new.
+    /// Errors: `Unavailable` when it is older or a copy into it did not end (the text says what to run), `Invalid`
+    /// when it is too new.
     pub async fn check(&self) -> Result<()> {
+        self.check_schema().await?;
+        if self.is_half_copied().await? {
+            return Err(Error::unavailable(
+                "database: what was copied or restored into it is not whole; run the same command again to its end",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn check_schema(&self) -> Result<()> {
         let version = self.schema_version().await?;
         if version < Self::SCHEMA_VERSION {
             let wanted = Self::SCHEMA_VERSION;

@@ -2,6 +2,7 @@
 //! in the order of its primary key, page by page. The schema itself says what there is, so that no table is
 //! forgotten; statements here are put together from its names.
 
+use dbtcloud_core::ports::History;
 use dbtcloud_core::{Error, Result, Timestamp};
 use sha2::{Digest, Sha256};
 
@@ -10,6 +11,8 @@ use crate::storage::SqlStorage;
 
 /// Rows of one page, and of one transaction.
 const PAGE_ROWS: usize = 200;
+/// The same of a table whose rows may be big: a piece of a log has up to 1 MiB.
+const BIG_PAGE_ROWS: usize = 32;
 
 /// The tables but for the record of the schema and the number of the last run; steps last, which refer to their runs
 /// on SQLite. Over the catalog.
@@ -38,11 +41,11 @@ const COLUMNS: Sql = Sql::each(
 const KEYS: [(&str, [&str; 2]); 1] = [("run_steps", ["run_id", "step_index"])];
 
 /// The number of the last run, which is a sequence on one engine and a table on the other.
-const LAST_RUN: Sql = Sql::each(
+pub(crate) const LAST_RUN: Sql = Sql::each(
     "SELECT CASE WHEN is_called THEN last_value ELSE 0 END AS last FROM run_numbers",
     "SELECT last FROM run_numbers",
 );
-const SET_LAST_RUN: Sql = Sql::each(
+pub(crate) const SET_LAST_RUN: Sql = Sql::each(
     "SELECT setval('run_numbers', greatest($1, 1), $1 > 0)",
     "UPDATE run_numbers SET last = $1",
 );
@@ -72,8 +75,15 @@ pub struct Copied {
     pub digest: String,
 }
 
+impl Copied {
+    pub(crate) fn new(table: String, rows: u64, digest: Sha256) -> Self {
+        let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { table, rows, digest }
+    }
+}
+
 #[derive(Debug)]
-struct Column {
+pub(crate) struct Column {
     name: String,
     kind: Kind,
 }
@@ -86,8 +96,8 @@ enum Kind {
     Bytes,
 }
 
-struct Table {
-    name: String,
+pub(crate) struct Table {
+    pub(crate) name: String,
     columns: Vec<Column>,
     /// Columns of the primary key, in its order, as places in `columns`.
     key: Vec<usize>,
@@ -95,7 +105,7 @@ struct Table {
 
 /// A value as both engines have it: a boolean is 0 or 1.
 #[derive(Clone, Debug)]
-enum Cell {
+pub(crate) enum Cell {
     Null,
     Int(i64),
     Text(String),
@@ -103,7 +113,7 @@ enum Cell {
 }
 
 impl Cell {
-    fn hash(&self, into: &mut Sha256) {
+    pub(crate) fn hash(&self, into: &mut Sha256) {
         let (tag, bytes): (u8, &[u8]) = match self {
             Self::Null => (0, &[]),
             Self::Int(value) => (1, &value.to_be_bytes()),
@@ -132,7 +142,7 @@ fn quoted(name: &str) -> String {
 }
 
 impl Table {
-    async fn all(link: &mut Link<'_>) -> Result<Vec<Self>> {
+    pub(crate) async fn all(link: &mut Link<'_>) -> Result<Vec<Self>> {
         let mut tables = Vec::new();
         for row in link.all(&TABLES, args![]).await? {
             let name = row.text("name")?;
@@ -164,6 +174,24 @@ impl Table {
             tables.push(Self { name, columns, key });
         }
         Ok(tables)
+    }
+
+    pub(crate) fn quoted(&self) -> String {
+        quoted(&self.name)
+    }
+
+    fn page_rows(&self) -> usize {
+        let big = self.columns.iter().any(|column| column.kind == Kind::Bytes);
+        if big { BIG_PAGE_ROWS } else { PAGE_ROWS }
+    }
+
+    /// Whether two databases have the same tables with the same columns.
+    pub(crate) fn alike(some: &[Self], others: &[Self]) -> bool {
+        let shape = |tables: &[Self]| -> Vec<(String, Vec<String>)> {
+            let names = |table: &Self| table.columns.iter().map(|column| column.name.clone()).collect();
+            tables.iter().map(|table| (table.name.clone(), names(table))).collect()
+        };
+        shape(some) == shape(others)
     }
 
     fn names(&self, which: impl Iterator<Item = usize>) -> String {
@@ -201,7 +229,7 @@ impl Table {
     }
 
     /// The rows after a key. The primary key's index.
-    async fn page(&self, link: &mut Link<'_>, after: Option<&[Cell]>) -> Result<Vec<Vec<Cell>>> {
+    pub(crate) async fn page(&self, link: &mut Link<'_>, after: Option<&[Cell]>) -> Result<Vec<Vec<Cell>>> {
         let engine = link.engine();
         let mut arguments = Vec::new();
         let mut condition = String::new();
@@ -221,10 +249,11 @@ impl Table {
             condition = format!(" WHERE ({}) > ({})", keys.join(", "), given.join(", "));
         }
         let text = format!(
-            "SELECT {} FROM {}{condition} ORDER BY {} LIMIT {PAGE_ROWS}",
+            "SELECT {} FROM {}{condition} ORDER BY {} LIMIT {}",
             self.names(0..self.columns.len()),
             quoted(&self.name),
-            self.order(engine, "")
+            self.order(engine, ""),
+            self.page_rows()
         );
         let rows = link.all_of(text, arguments).await?;
         rows.iter().map(|row| self.cells(row)).collect()
@@ -242,7 +271,7 @@ impl Table {
         rows.first().map(|row| self.cells(row)).transpose()
     }
 
-    async fn insert(&self, link: &mut Link<'_>, rows: &[Vec<Cell>]) -> Result<()> {
+    pub(crate) async fn insert(&self, link: &mut Link<'_>, rows: &[Vec<Cell>]) -> Result<()> {
         let overriding = match link.engine() {
             Engine::Postgres => " OVERRIDING SYSTEM VALUE",
             Engine::Sqlite => "",
@@ -299,7 +328,7 @@ impl SqlStorage {
     /// schemas differ, and those of [`SqlStorage::check`].
     pub async fn can_copy_to(&self, target: &Self, now: Timestamp) -> Result<()> {
         self.check().await?;
-        target.check().await?;
+        target.check_schema().await?;
         let mut reader = self.database.read().await?;
         let mut link = reader.link();
         let held = link.one(&HELD, args![now]).await?.int("held")?;
@@ -313,17 +342,13 @@ impl SqlStorage {
         let mut reader = target.database.read().await?;
         let mut link = reader.link();
         let theirs = Table::all(&mut link).await?;
-        let shape = |tables: &[Table]| -> Vec<(String, Vec<String>)> {
-            let names = |table: &Table| table.columns.iter().map(|column| column.name.clone()).collect();
-            tables.iter().map(|table| (table.name.clone(), names(table))).collect()
-        };
-        if shape(&ours) != shape(&theirs) {
+        if !Table::alike(&ours, &theirs) {
             return Err(Error::invalid(
                 "to",
                 "the target has other tables or columns than the source; migrate both with this version",
             ));
         }
-        if link.one(&MARKED, args![]).await?.int("present")? == 0 {
+        if !is_marked(&mut link).await? {
             for table in &theirs {
                 if table.last(&mut link).await?.is_some() {
                     return Err(Error::new(
@@ -348,21 +373,14 @@ impl SqlStorage {
     /// Errors: those of [`SqlStorage::can_copy_to`]; `Corrupt` when the two differ at the end.
     pub async fn copy_to(&self, target: &Self, now: Timestamp, mut told: impl FnMut(&str, u64)) -> Result<Vec<Copied>> {
         self.can_copy_to(target, now).await?;
+        target.begin_copy().await?;
+        for month in self.months().await? {
+            target.make_room(month).await?;
+        }
         let mut reader = self.database.read().await?;
         let mut from = reader.link();
         let tables = Table::all(&mut from).await?;
-        let theirs = {
-            let mut work = target.database.begin().await?;
-            let mut link = work.link();
-            let done = async {
-                if link.one(&MARKED, args![]).await?.int("present")? == 0 {
-                    link.execute(&MARK, args![]).await?;
-                }
-                Table::all(&mut link).await
-            }
-            .await;
-            work.end("mark_copy", done).await?
-        };
+        let theirs = Table::all(&mut target.database.read().await?.link()).await?;
         for (ours, theirs) in tables.iter().zip(&theirs) {
             let mut rows = 0;
             let mut work = target.database.begin().await?;
@@ -400,6 +418,27 @@ impl SqlStorage {
         Ok(copied)
     }
 
+    /// Says that what this database gets is not whole yet: until a copy into it has ended, no server works with it.
+    /// A second call changes nothing.
+    pub async fn begin_copy(&self) -> Result<()> {
+        let mut work = self.database.begin().await?;
+        let mut link = work.link();
+        let done = async {
+            if !is_marked(&mut link).await? {
+                link.execute(&MARK, args![]).await?;
+            }
+            Ok(())
+        }
+        .await;
+        work.end("mark_copy", done).await
+    }
+
+    /// Whether a copy into this database has begun and not ended.
+    pub async fn is_half_copied(&self) -> Result<bool> {
+        let mut reader = self.database.read().await?;
+        is_marked(&mut reader.link()).await
+    }
+
     /// Count and checksum of every table.
     pub async fn digests(&self) -> Result<Vec<Copied>> {
         let mut reader = self.database.read().await?;
@@ -416,15 +455,14 @@ impl SqlStorage {
                     None => break,
                 }
             }
-            let digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            all.push(Copied {
-                table: table.name,
-                rows,
-                digest,
-            });
+            all.push(Copied::new(table.name, rows, digest));
         }
         Ok(all)
     }
+}
+
+async fn is_marked(link: &mut Link<'_>) -> Result<bool> {
+    Ok(link.one(&MARKED, args![]).await?.int("present")? > 0)
 }
 
 /// Lets a table's own counter go on behind its greatest id. SQLite's does so by itself.

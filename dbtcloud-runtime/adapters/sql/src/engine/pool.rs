@@ -12,6 +12,10 @@ use super::writer::{self, Writer};
 use super::{Engine, Link, Options};
 use crate::error::translate;
 
+/// Begins what sees everything as it was at one instant.
+#[cfg(feature = "postgres")]
+const FREEZE: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
 /// How long to wait before a file that was locked is opened again.
 #[cfg(feature = "sqlite")]
 const LOCKED_PAUSE: Duration = Duration::from_millis(20);
@@ -95,6 +99,24 @@ impl Database {
         .map_err(translate)
     }
 
+    /// A transaction that only reads, and sees these tables as they are at its first statement, whatever others do
+    /// meanwhile: none of their parts is dropped either. The locks are taken before there is something to see.
+    pub(crate) async fn freeze(&self, tables: &str) -> Result<Frozen> {
+        let frozen = match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(postgres) => {
+                let begun = postgres.pool.begin_with(FREEZE).await.map(Frozen::Postgres);
+                let mut frozen = begun.map_err(translate)?;
+                let lock = format!("LOCK TABLE {tables} IN ACCESS SHARE MODE");
+                frozen.link().script_of(lock).await?;
+                return Ok(frozen);
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { readers, .. } => readers.begin().await.map(Frozen::Sqlite),
+        };
+        frozen.map_err(translate)
+    }
+
     /// Connections that wait, and those that work.
     pub(crate) fn connections(&self) -> (u32, u32) {
         let counted = |size: u32, idle: usize| {
@@ -141,6 +163,25 @@ impl Borrowed {
             Self::Postgres(connection) => Link::Postgres(connection),
             #[cfg(feature = "sqlite")]
             Self::Sqlite(connection) => Link::Sqlite(connection),
+        }
+    }
+}
+
+/// A transaction that only reads. Dropping it ends it.
+pub(crate) enum Frozen {
+    #[cfg(feature = "postgres")]
+    Postgres(sqlx::Transaction<'static, sqlx::Postgres>),
+    #[cfg(feature = "sqlite")]
+    Sqlite(sqlx::Transaction<'static, sqlx::Sqlite>),
+}
+
+impl Frozen {
+    pub(crate) fn link(&mut self) -> Link<'_> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres(work) => Link::Postgres(work),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(work) => Link::Sqlite(work),
         }
     }
 }

@@ -1,0 +1,224 @@
+//! What a backup says of itself.
+
+use anyhow::{Context, bail};
+use dbtcloud_core::Timestamp;
+use dbtcloud_core::ports::{Area, ArtifactKey};
+use dbtcloud_sql::{Copied, SqlStorage};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The form of a backup that this version writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+
+/// The database.
+pub(super) const DATABASE: &str = "database.db";
+/// The folder of the objects.
+pub(super) const OBJECTS: &str = "objects";
+/// What is in it, one JSON object a line.
+pub(super) const OBJECTS_LIST: &str = "objects.jsonl";
+/// Written last.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// There until the manifest is.
+pub(super) const UNFINISHED: &str = "unfinished.json";
+
+/// Length and checksum of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sum {
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// A table of the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TablePart {
+    /// Its name.
+    pub table: String,
+    /// Its rows.
+    pub rows: u64,
+    /// SHA-256 over all of them; see [`Copied::digest`].
+    pub sha256: String,
+}
+
+impl From<Copied> for TablePart {
+    fn from(copied: Copied) -> Self {
+        Self {
+            table: copied.table,
+            rows: copied.rows,
+            sha256: copied.digest,
+        }
+    }
+}
+
+/// The database, `database.db`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabasePart {
+    /// The file.
+    pub file: Sum,
+    /// Its tables.
+    pub tables: Vec<TablePart>,
+}
+
+/// The objects below `objects/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectsPart {
+    /// The list of them, `objects.jsonl`.
+    pub list: Sum,
+    /// How many there are.
+    pub count: u64,
+    /// How long they are together.
+    pub bytes: u64,
+    /// How many more the list names that were missing in the artifact store already.
+    pub missing: u64,
+}
+
+/// What a backup is, told by `manifest.json`, together with a checksum of this itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// See [`FORMAT`].
+    pub format: u32,
+    /// The version that made it.
+    pub dbtcloud: String,
+    /// The schema of the database.
+    pub schema: u32,
+    /// The instant that the database is of, in microseconds since the Unix epoch.
+    pub at: Timestamp,
+    /// The same for people.
+    pub date: String,
+    /// The database.
+    pub database: DatabasePart,
+    /// The objects.
+    pub objects: ObjectsPart,
+    /// Ids of the keys that sealed its secrets. The keys are not in the backup.
+    pub keys: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signed {
+    manifest: Manifest,
+    sha256: String,
+}
+
+/// What every version can read of a manifest.
+#[derive(Deserialize)]
+struct Signature {
+    manifest: Origin,
+}
+
+#[derive(Deserialize)]
+struct Origin {
+    format: u32,
+    schema: u32,
+    dbtcloud: String,
+}
+
+impl Manifest {
+    /// The text of its file.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn to_text(&self) -> anyhow::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(&Signed {
+            sha256: self.digest()?,
+            manifest: self.clone(),
+        })?;
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// Understands the text of its file.
+    ///
+    /// # Errors
+    /// When it is damaged, or of a version that this one does not know.
+    pub fn from_text(text: &[u8]) -> anyhow::Result<Self> {
+        let damaged = || format!("{MANIFEST} is damaged");
+        let Signature { manifest: origin } = serde_json::from_slice(text).with_context(damaged)?;
+        if origin.format > FORMAT || origin.schema > SqlStorage::SCHEMA_VERSION {
+            bail!(
+                "{MANIFEST}: the backup was made by dbtcloud {} (format {}, schema {}), which is newer than this one \
+                 (format {FORMAT}, schema {}); use that version",
+                origin.dbtcloud,
+                origin.format,
+                origin.schema,
+                SqlStorage::SCHEMA_VERSION
+            );
+        }
+        let signed: Signed = serde_json::from_slice(text).with_context(damaged)?;
+        if signed.manifest.digest()? != signed.sha256 {
+            bail!("{MANIFEST} is damaged: it has not the checksum that it tells");
+        }
+        Ok(signed.manifest)
+    }
+
+    fn digest(&self) -> anyhow::Result<String> {
+        Ok(hex::encode(Sha256::digest(serde_json::to_vec(self)?)))
+    }
+}
+
+/// A line of the list of objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Object {
+    account: i64,
+    pub(super) run: i64,
+    /// `logs`, or the index of a step.
+    area: String,
+    pub(super) path: String,
+    /// Absent when it was missing in the artifact store.
+    pub(super) sum: Option<Sum>,
+}
+
+impl Object {
+    pub(super) fn new(key: &ArtifactKey, sum: Option<Sum>) -> Self {
+        Self {
+            account: key.account.get(),
+            run: key.run.get(),
+            area: match key.area {
+                Area::Logs => "logs".to_owned(),
+                Area::Step(step) => step.to_string(),
+            },
+            path: key.path.as_str().to_owned(),
+            sum,
+        }
+    }
+
+    pub(super) fn key(&self) -> anyhow::Result<ArtifactKey> {
+        let area = match self.area.as_str() {
+            "logs" => Area::Logs,
+            step => Area::Step(
+                step.parse()
+                    .with_context(|| format!("{OBJECTS_LIST} names a step {step}"))?,
+            ),
+        };
+        Ok(ArtifactKey {
+            account: self.account.into(),
+            run: self.run.into(),
+            area,
+            path: self.path.parse().map_err(super::explained)?,
+        })
+    }
+}
+
+/// What a message calls an object.
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            account,
+            run,
+            area,
+            path,
+            ..
+        } = self;
+        match area.as_str() {
+            "logs" => write!(f, "{OBJECTS}/{account}/{run}/logs/{path}"),
+            step => write!(f, "{OBJECTS}/{account}/{run}/steps/{step}/{path}"),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! An installation is backed up while it works, lost, and comes back; and every kind of damage to a backup is found
+//! before anybody depends on it.
+
+mod comes_back;
+mod stage;
