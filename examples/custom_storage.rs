@@ -100,9 +100,10 @@ forward! {
     History {
         writes prepare(now: Timestamp) -> () = format!("months from {now}");
         reads months() -> Vec<Month>;
-        reads ended(account: Option<AccountId>, after: RunId, before: RunId, limit: u32) -> Vec<(AccountId, RunId)>;
+        reads ended(filter: &EndedFilter, limit: u32) -> Vec<(AccountId, RunId)>;
+        writes expire(account: AccountId, run: RunId, part: RunPart, now: Timestamp) -> () = format!("{part:?} of run {run}");
         writes forget(runs: &[RunId]) -> u64 = format!("{} runs", runs.len());
-        writes drop_month(month: Month) -> () = format!("month {month}");
+        writes drop_month(month: Month, before: Timestamp) -> () = format!("month {month}");
     }
     Journal {
         reads of_run(account: AccountId, run: RunId, after: u64, limit: u32) -> Vec<Event>;
@@ -119,7 +120,6 @@ forward! {
         reads read(account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> LogPage;
         writes moved(account: AccountId, run: RunId, step: u32, part: LogPart) -> () =
             format!("log of step {step} of run {run}, bytes {} to {}", part.start, part.end);
-        writes discard(account: AccountId, run: RunId) -> () = format!("logs of run {run}");
         reads unmoved(after: RunId, live_bytes: u64, limit: u32) -> Vec<(AccountId, RunId)>;
     }
     Outbox {
@@ -170,6 +170,7 @@ forward! {
         reads scan(states: &[SessionStatus], after: SessionId, limit: u32) -> Vec<Session>;
         writes change(account: AccountId, id: SessionId, change: &SessionChange, now: Timestamp) -> Session =
             format!("session {id} by {:?}", change.event);
+        writes forget(sessions: &[SessionId]) -> u64 = format!("{} sessions", sessions.len());
     }
     Tickets {
         writes issue(issue: &TicketIssue) -> () = format!("for attempt {} of run {}", issue.attempt, issue.run);

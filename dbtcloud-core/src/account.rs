@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Entity, Kind};
 use crate::id::{AccountId, ProjectId, TokenId, UserId};
+use crate::retention::OwnRetention;
 use crate::time::Timestamp;
 
 /// Run slots of an account that does not say otherwise. dbt Cloud's API default is 1; a self-hosted
@@ -25,6 +26,9 @@ pub struct Account {
     pub queue_limit: u32,
     /// The longest a run may take, in seconds.
     pub run_duration_limit_seconds: u64,
+    /// How long it keeps what is over, where it says something else than the installation.
+    #[serde(default)]
+    pub retention: OwnRetention,
 }
 
 impl Account {
@@ -35,6 +39,7 @@ impl Account {
             run_slots: DEFAULT_RUN_SLOTS,
             queue_limit: DEFAULT_QUEUE_LIMIT,
             run_duration_limit_seconds: DEFAULT_RUN_DURATION_LIMIT_SECONDS,
+            retention: OwnRetention::default(),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod job;
 pub mod page;
 pub mod ports;
 pub mod project;
+pub mod retention;
 pub mod run;
 pub mod schedule;
 pub mod secret;

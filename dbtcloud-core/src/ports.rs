@@ -29,7 +29,7 @@ pub use artifacts::{
 pub use catalog::Catalog;
 pub use clock::Clock;
 pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits};
-pub use history::{History, MONTHS_AHEAD};
+pub use history::{Accounts, EndedFilter, History, MONTHS_AHEAD, RunPart};
 pub use journal::{Event, EventBody, Journal};
 pub use leases::Leases;
 pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, LogPart, Logs};

@@ -226,6 +226,10 @@ pub struct Run {
     pub has_docs: bool,
     /// Whether `sources.json` is among them.
     pub has_sources: bool,
+    /// Since when its logs are gone.
+    pub logs_expired_at: Option<Timestamp>,
+    /// Since when its artifacts are gone.
+    pub artifacts_expired_at: Option<Timestamp>,
 }
 
 impl Run {
@@ -273,7 +277,7 @@ pub struct RunStep {
     /// Where the bytes in the database begin; at the end of the log when there are none.
     pub log_first: u64,
     /// Where the parts in the artifact store end, in order: the first begins at 0, each other one where the one
-    /// before it ends, and the last ends at `log_first`. Empty too when the log was discarded.
+    /// before it ends, and the last ends at `log_first`. Empty too when the log has expired.
     pub log_parts: Vec<u64>,
     /// The name of the whole log in the artifact store, when version 0.1 moved it there.
     pub log_object: Option<String>,

@@ -31,7 +31,7 @@ pub struct LogPart {
 #[async_trait]
 pub trait Logs: Send + Sync {
     /// Bytes of one step's log from `offset`, at most `limit` and at most [`LOG_READ_LIMIT_BYTES`]. Bytes
-    /// below what was discarded are not there any more: the page then begins at the first that is.
+    /// below what was moved or has expired are not there any more: the page then begins at the first that is.
     ///
     /// Errors: `NotFound` when the run is not in the account or has no such step.
     async fn read(&self, account: AccountId, run: RunId, step: u32, offset: u64, limit: u32) -> Result<LogPage>;
@@ -42,12 +42,6 @@ pub trait Logs: Send + Sync {
     /// Errors: `Conflict` when it begins elsewhere, is empty or ends beyond the log (reread); `NotFound` as
     /// for `read`. A part that was moved already is `Ok`.
     async fn moved(&self, account: AccountId, run: RunId, step: u32, part: LogPart) -> Result<()>;
-
-    /// Forgets the logs of all steps of a run that has ended, wherever they are: a read then begins at the end
-    /// of the log, and no part is told any more. The lengths stay. A second call changes nothing.
-    ///
-    /// Errors: `Conflict` when the run has not ended; `NotFound` as for `read`.
-    async fn discard(&self, account: AccountId, run: RunId) -> Result<()>;
 
     /// Runs, over all accounts, whose logs are to be moved: ended ones with any bytes in the database, others
     /// with at least `live_bytes` of one step; by run id above `after`, at most `limit`.

@@ -56,4 +56,8 @@ pub trait Sessions: Send + Sync {
         change: &SessionChange,
         now: Timestamp,
     ) -> Result<Session>;
+
+    /// Forgets these sessions. Those that have not ended are left as they are. How many were forgotten; a
+    /// second call is 0.
+    async fn forget(&self, sessions: &[SessionId]) -> Result<u64>;
 }

@@ -13,7 +13,7 @@ use dbtcloud_core::ErrorKind;
 use dbtcloud_core::Timestamp;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{
-    Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, Clock, History, LogPart, Logs, Runs,
+    Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, Clock, History, LogPart, RunPart, Runs,
 };
 use dbtcloud_core::run::RunStep;
 use dbtcloud_opendal::OpendalArtifacts;
@@ -251,7 +251,8 @@ impl Walk<'_> {
                 of_run.gone = Some(format!("run {run}"));
             }
             Became::Discarded => {
-                self.copy.discard(account, run).await.map_err(explained)?;
+                let expired = self.copy.expire(account, run, RunPart::Logs, self.begun_at).await;
+                expired.map_err(explained)?;
                 of_run.gone = Some(format!("the log of run {run}"));
             }
             Became::Lost => of_run.objects.extend(absent.iter().map(|key| Object::new(key, None))),

@@ -214,7 +214,7 @@ CREATE TABLE runs (
     last_sequence INTEGER NOT NULL,
     batch_number INTEGER NOT NULL DEFAULT 0,
     ended_by_agent INTEGER NOT NULL DEFAULT 0
-) STRICT;
+, logs_expired_at INTEGER, artifacts_expired_at INTEGER) STRICT;
 CREATE TABLE schedules (
     job_id INTEGER NOT NULL PRIMARY KEY,
     account_id INTEGER NOT NULL,

@@ -8,10 +8,10 @@ use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
-    Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, Enqueued, Event, Fence,
-    Fired, Firing, History, Journal, Leases, LogPage, LogPart, Logs, NewSession, Outbox, Owner, Renewed, RunChange,
-    RunFilter, RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets,
-    Wakeups,
+    Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, EndedFilter, Enqueued,
+    Event, Fence, Fired, Firing, History, Journal, Leases, LogPage, LogPart, Logs, NewSession, Outbox, Owner, Renewed,
+    RunChange, RunFilter, RunPart, RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage,
+    TicketIssue, Tickets, Wakeups,
 };
 use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -150,12 +150,6 @@ impl Logs for FaultyStorage {
             .await
     }
 
-    async fn discard(&self, account: AccountId, run: RunId) -> Result<()> {
-        self.faults
-            .strike("logs.discard", true, || self.stores.logs.discard(account, run))
-            .await
-    }
-
     async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         self.faults
             .strike("logs.unmoved", true, || {
@@ -212,16 +206,16 @@ impl History for FaultyStorage {
             .await
     }
 
-    async fn ended(
-        &self,
-        account: Option<AccountId>,
-        after: RunId,
-        before: RunId,
-        limit: u32,
-    ) -> Result<Vec<(AccountId, RunId)>> {
+    async fn ended(&self, filter: &EndedFilter, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         self.faults
-            .strike("history.ended", true, || {
-                self.stores.history.ended(account, after, before, limit)
+            .strike("history.ended", true, || self.stores.history.ended(filter, limit))
+            .await
+    }
+
+    async fn expire(&self, account: AccountId, run: RunId, part: RunPart, now: Timestamp) -> Result<()> {
+        self.faults
+            .strike("history.expire", true, || {
+                self.stores.history.expire(account, run, part, now)
             })
             .await
     }
@@ -232,9 +226,11 @@ impl History for FaultyStorage {
             .await
     }
 
-    async fn drop_month(&self, month: Month) -> Result<()> {
+    async fn drop_month(&self, month: Month, before: Timestamp) -> Result<()> {
         self.faults
-            .strike("history.drop_month", true, || self.stores.history.drop_month(month))
+            .strike("history.drop_month", true, || {
+                self.stores.history.drop_month(month, before)
+            })
             .await
     }
 }
@@ -424,6 +420,12 @@ impl Sessions for FaultyStorage {
             .strike("sessions.change", true, || {
                 self.stores.sessions.change(account, id, change, now)
             })
+            .await
+    }
+
+    async fn forget(&self, sessions: &[SessionId]) -> Result<u64> {
+        self.faults
+            .strike("sessions.forget", true, || self.stores.sessions.forget(sessions))
             .await
     }
 }

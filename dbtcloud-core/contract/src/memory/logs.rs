@@ -50,23 +50,6 @@ impl Logs for MemoryStorage {
         Ok(())
     }
 
-    async fn discard(&self, account: AccountId, run: RunId) -> Result<()> {
-        let mut state = self.lock();
-        let careless = state.breaks(Mutation::DiscardLive);
-        let ended = state.run_of(account, run)?.run.status.is_terminal();
-        if !ended && !careless {
-            return Err(Error::conflict(format!("run {run} has not ended")));
-        }
-        let steps = state.runs.get_mut(&run).map(|stored| stored.steps.values_mut());
-        for StoredStep { step, log } in steps.into_iter().flatten() {
-            log.clear();
-            step.log_first = step.log_bytes;
-            step.log_parts.clear();
-            step.log_object = None;
-        }
-        Ok(())
-    }
-
     async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         let state = self.lock();
         let unmoved = state.runs.values().filter(|stored| {

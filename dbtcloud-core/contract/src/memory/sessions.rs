@@ -83,4 +83,14 @@ impl Sessions for MemoryStorage {
         }
         Ok(session.clone())
     }
+
+    async fn forget(&self, sessions: &[SessionId]) -> Result<u64> {
+        let mut state = self.lock();
+        let careless = state.breaks(Mutation::ForgetOpen);
+        let before = state.sessions.len();
+        state
+            .sessions
+            .retain(|id, session| !sessions.contains(id) || !session.status.is_terminal() && !careless);
+        Ok((before - state.sessions.len()) as u64)
+    }
 }

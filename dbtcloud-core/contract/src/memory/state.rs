@@ -69,13 +69,17 @@ pub enum Mutation {
     ForgetLive,
     /// What hangs on a forgotten run outlives it.
     KeepTickets,
-    /// The logs of runs that execute are discarded.
-    DiscardLive,
+    /// Parts of runs that execute expire.
+    ExpireLive,
+    /// Retention does not look at when a run ended.
+    IgnoreEnds,
+    /// Sessions that have not ended are forgotten.
+    ForgetOpen,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -103,7 +107,9 @@ impl Mutation {
         Self::IgnoreLines,
         Self::ForgetLive,
         Self::KeepTickets,
-        Self::DiscardLive,
+        Self::ExpireLive,
+        Self::IgnoreEnds,
+        Self::ForgetOpen,
     ];
 }
 
@@ -231,6 +237,8 @@ impl State {
             artifacts_saved: false,
             has_docs: false,
             has_sources: false,
+            logs_expired_at: None,
+            artifacts_expired_at: None,
         };
         let mut stored = StoredRun {
             run: run.clone(),

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::RunId;
-use dbtcloud_core::ports::{Digest, Enqueued, TicketIssue};
+use dbtcloud_core::ports::{Accounts, Digest, EndedFilter, Enqueued, RunPart, TicketIssue};
 use dbtcloud_core::run::{Month, NewRun, Run, RunEvent, RunStatus, StepStatus};
 use dbtcloud_core::time::Timestamp;
 
 use super::Stores;
-use super::samples::{ACCOUNT, JOB, STRANGER, agent, at, batch, chunk, enqueue, free_run, kind, running, step, told};
+use super::samples::{
+    ACCOUNT, JOB, LATE, STRANGER, agent, at, batch, chunk, enqueue, free_run, kind, running, step, told,
+};
 
 cases! { $ history_cases, history, Stores:
     an_id_says_its_month,
@@ -17,17 +19,18 @@ cases! { $ history_cases, history, Stores:
     a_run_whose_month_had_no_room_moves_when_there_is,
     months_are_those_of_runs,
     what_has_ended_is_listed_by_id,
+    what_has_expired_is_noted_once,
+    what_executes_does_not_expire,
     what_is_forgotten_is_gone_with_all_that_hangs_on_it,
     a_forgotten_instant_is_free_again,
     what_has_not_ended_is_not_forgotten,
     forgetting_twice_is_nothing,
     a_month_with_a_live_run_is_not_dropped,
+    a_month_with_a_run_that_is_still_kept_is_not_dropped,
     a_dropped_month_is_gone_and_the_others_stay,
     a_month_without_runs_drops_to_nothing,
 }
 
-/// All ids there are.
-const ALL: RunId = RunId::new(i64::MAX);
 const NONE: RunId = RunId::new(0);
 
 /// So many months of 30 days and 12 hours after the time of the cases, which is in the middle of one.
@@ -110,22 +113,87 @@ async fn what_has_ended_is_listed_by_id(stores: Stores) {
     for run in &runs[..3] {
         end(&stores, run).await;
     }
-    let history = &stores.history;
     let pair = |index: usize| (runs[index].new.account, runs[index].id);
+    let ended = async |change: fn(&mut EndedFilter), limit| {
+        let mut filter = EndedFilter::ALL;
+        change(&mut filter);
+        stores.history.ended(&filter, limit).await.unwrap()
+    };
+    assert_eq!(ended(|_| {}, 10).await, [pair(0), pair(1), pair(2)]);
     assert_eq!(
-        history.ended(None, NONE, ALL, 10).await.unwrap(),
-        [pair(0), pair(1), pair(2)]
-    );
-    assert_eq!(
-        history.ended(Some(ACCOUNT), NONE, ALL, 10).await.unwrap(),
+        ended(|filter| filter.accounts = Accounts::Only(ACCOUNT), 10).await,
         [pair(0), pair(1)]
     );
-    assert_eq!(history.ended(None, NONE, ALL, 1).await.unwrap(), [pair(0)]);
-    assert_eq!(history.ended(None, NONE, ALL, 0).await.unwrap(), []);
     assert_eq!(
-        history.ended(None, runs[0].id, runs[2].id, 10).await.unwrap(),
-        [pair(1)]
+        ended(|filter| filter.accounts = Accounts::AllBut(vec![ACCOUNT]), 10).await,
+        [pair(2)]
     );
+    assert_eq!(ended(|_| {}, 1).await, [pair(0)]);
+    assert_eq!(ended(|_| {}, 0).await, []);
+    assert_eq!(ended(|filter| filter.before = at(5), 10).await, []);
+    assert_eq!(ended(|filter| filter.before = at(6), 10).await.len(), 3);
+    let between = EndedFilter {
+        after: runs[0].id,
+        below: runs[2].id,
+        ..EndedFilter::ALL
+    };
+    assert_eq!(stores.history.ended(&between, 10).await.unwrap(), [pair(1)]);
+}
+
+async fn what_has_expired_is_noted_once(stores: Stores) {
+    let claimed = running(&stores).await;
+    let mut report = batch(2, at(4));
+    report.event = Some(RunEvent::Succeeded);
+    report.patch.artifacts_saved = Some(true);
+    report.patch.has_docs = Some(true);
+    stores.runs.report(&agent(&claimed), &report).await.unwrap();
+    let id = claimed.run.id;
+    let before = stores.runs.get(ACCOUNT, id).await.unwrap();
+    let with = async |part| {
+        let filter = EndedFilter {
+            with: Some(part),
+            ..EndedFilter::ALL
+        };
+        stores.history.ended(&filter, 10).await.unwrap().len()
+    };
+    assert_eq!((with(RunPart::Logs).await, with(RunPart::Artifacts).await), (1, 1));
+    for seconds in [10, 20] {
+        stores
+            .history
+            .expire(ACCOUNT, id, RunPart::Logs, at(seconds))
+            .await
+            .unwrap();
+        assert_eq!((with(RunPart::Logs).await, with(RunPart::Artifacts).await), (0, 1));
+    }
+    for seconds in [30, 40] {
+        stores
+            .history
+            .expire(ACCOUNT, id, RunPart::Artifacts, at(seconds))
+            .await
+            .unwrap();
+        assert_eq!(with(RunPart::Artifacts).await, 0);
+    }
+    let expected = Run {
+        logs_expired_at: Some(at(10)),
+        artifacts_expired_at: Some(at(30)),
+        artifacts_saved: false,
+        has_docs: false,
+        ..before
+    };
+    assert_eq!(stores.runs.get(ACCOUNT, id).await.unwrap(), expected);
+    assert_eq!(
+        stores.history.ended(&EndedFilter::ALL, 10).await.unwrap(),
+        [(ACCOUNT, id)]
+    );
+}
+
+async fn what_executes_does_not_expire(stores: Stores) {
+    let live = running(&stores).await.run;
+    for part in [RunPart::Logs, RunPart::Artifacts] {
+        let expired = stores.history.expire(ACCOUNT, live.id, part, at(9)).await;
+        assert_eq!(kind(expired), ErrorKind::Conflict);
+    }
+    assert_eq!(stores.runs.get(ACCOUNT, live.id).await.unwrap(), live);
 }
 
 const TICKET: Digest = Digest([1; 32]);
@@ -203,12 +271,24 @@ async fn a_month_with_a_live_run_is_not_dropped(stores: Stores) {
     let month = Month::of(at(0));
     let ended = full(&stores).await;
     let waiting = queued_at(&stores, at(0)).await;
-    assert_eq!(kind(stores.history.drop_month(month).await), ErrorKind::Conflict);
+    assert_eq!(kind(stores.history.drop_month(month, LATE).await), ErrorKind::Conflict);
     assert_eq!(stores.runs.get(ACCOUNT, ended.id).await.unwrap(), ended);
     end(&stores, &waiting).await;
-    stores.history.drop_month(month).await.unwrap();
+    stores.history.drop_month(month, LATE).await.unwrap();
     assert_eq!(kind(stores.runs.get(ACCOUNT, ended.id).await), ErrorKind::NotFound);
     assert_eq!(kind(stores.runs.get(ACCOUNT, waiting.id).await), ErrorKind::NotFound);
+}
+
+async fn a_month_with_a_run_that_is_still_kept_is_not_dropped(stores: Stores) {
+    let month = Month::of(at(0));
+    let early = full(&stores).await;
+    let late = queued_at(&stores, at(0)).await;
+    end(&stores, &late).await;
+    let dropped = stores.history.drop_month(month, at(5)).await;
+    assert_eq!(kind(dropped), ErrorKind::Conflict);
+    assert_eq!(stores.runs.get(ACCOUNT, early.id).await.unwrap(), early);
+    stores.history.drop_month(month, at(6)).await.unwrap();
+    assert_eq!(stores.history.months().await.unwrap(), []);
 }
 
 async fn a_dropped_month_is_gone_and_the_others_stay(stores: Stores) {
@@ -224,7 +304,7 @@ async fn a_dropped_month_is_gone_and_the_others_stay(stores: Stores) {
         if prepared {
             stores.history.prepare(at(0)).await.unwrap();
         }
-        stores.history.drop_month(Month::of(at(0))).await.unwrap();
+        stores.history.drop_month(Month::of(at(0)), LATE).await.unwrap();
         assert_eq!(kind(stores.runs.get(ACCOUNT, early.id).await), ErrorKind::NotFound);
         assert_eq!(
             kind(stores.journal.of_run(ACCOUNT, early.id, 0, 9).await),
@@ -241,13 +321,21 @@ async fn a_dropped_month_is_gone_and_the_others_stay(stores: Stores) {
         let again = enqueue(&stores, &instant, at(9).plus(Duration::from_secs(1))).await;
         assert_ne!(again.id, fired.id);
         end(&stores, &again).await;
-        stores.history.drop_month(Month::of(at(0))).await.unwrap();
+        stores.history.drop_month(Month::of(at(0)), LATE).await.unwrap();
     }
 }
 
 async fn a_month_without_runs_drops_to_nothing(stores: Stores) {
     let run = queued_at(&stores, at(0)).await;
-    stores.history.drop_month(Month::of(months_later(7))).await.unwrap();
-    stores.history.drop_month(Month::of(months_later(-7))).await.unwrap();
+    stores
+        .history
+        .drop_month(Month::of(months_later(7)), LATE)
+        .await
+        .unwrap();
+    stores
+        .history
+        .drop_month(Month::of(months_later(-7)), LATE)
+        .await
+        .unwrap();
     assert_eq!(stores.runs.get(ACCOUNT, run.id).await.unwrap(), run);
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::{JobId, RunId};
-use dbtcloud_core::ports::{Batch, Claimed, LOG_READ_LIMIT_BYTES, LogPage, LogPart};
+use dbtcloud_core::ports::{Batch, Claimed, LOG_READ_LIMIT_BYTES, LogPage, LogPart, RunPart};
 use dbtcloud_core::run::{RunEvent, StepStatus};
 
 use super::Stores;
@@ -26,8 +26,8 @@ cases! { $ logs_cases, logs, Stores:
     a_second_move_is_fine,
     many_movers_move_each_part_once,
     a_reader_sees_every_byte_or_that_it_moved,
-    a_discarded_log_is_forgotten,
-    logs_of_a_run_that_executes_are_not_discarded,
+    an_expired_log_is_forgotten,
+    logs_of_a_run_that_executes_do_not_expire,
     unmoved_are_the_ended_with_bytes,
     unmoved_are_the_live_with_many_bytes,
     unmoved_goes_on_after_a_run,
@@ -191,7 +191,10 @@ async fn what_is_not_there_is_not_found(stores: Stores) {
             ErrorKind::NotFound
         );
         if step == 1 {
-            assert_eq!(kind(stores.logs.discard(account, run).await), ErrorKind::NotFound);
+            assert_eq!(
+                kind(stores.history.expire(account, run, RunPart::Logs, at(9)).await),
+                ErrorKind::NotFound
+            );
         }
     }
     assert_eq!(stores.logs.read(ACCOUNT, run, 1, 0, 10).await.unwrap().bytes.len(), 5);
@@ -336,13 +339,17 @@ async fn a_reader_sees_every_byte_or_that_it_moved(stores: Stores) {
     moving.await.unwrap();
 }
 
-async fn a_discarded_log_is_forgotten(stores: Stores) {
+async fn an_expired_log_is_forgotten(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello"]).await;
     append(&stores, &claimed, 4, vec![chunk(2, 0, "second")]).await;
     moved(&stores, &claimed, 1, 0, 2).await.unwrap();
     end(&stores, &claimed, 5).await;
     for _ in 0..2 {
-        stores.logs.discard(ACCOUNT, claimed.run.id).await.unwrap();
+        stores
+            .history
+            .expire(ACCOUNT, claimed.run.id, RunPart::Logs, at(9))
+            .await
+            .unwrap();
         assert_eq!(place(&stores, &claimed).await, (5, vec![]));
         assert_eq!(
             read(&stores, &claimed, 0, 100).await,
@@ -355,10 +362,15 @@ async fn a_discarded_log_is_forgotten(stores: Stores) {
     assert_eq!(stores.logs.unmoved(RunId::new(0), 1, 10).await.unwrap(), []);
 }
 
-async fn logs_of_a_run_that_executes_are_not_discarded(stores: Stores) {
+async fn logs_of_a_run_that_executes_do_not_expire(stores: Stores) {
     let claimed = with_log(&stores, &[b"hello"]).await;
     assert_eq!(
-        kind(stores.logs.discard(ACCOUNT, claimed.run.id).await),
+        kind(
+            stores
+                .history
+                .expire(ACCOUNT, claimed.run.id, RunPart::Logs, at(9))
+                .await
+        ),
         ErrorKind::Conflict
     );
     assert_eq!(read(&stores, &claimed, 0, 100).await, page(0, b"hello", 5));

@@ -4,7 +4,7 @@
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::{EnvironmentId, JobId, ProjectId, RunId, StepId};
 use dbtcloud_core::page::{Direction, Page};
-use dbtcloud_core::ports::{Batch, Fence, Holder, RunFilter, RunPatch, RunSort};
+use dbtcloud_core::ports::{Batch, Fence, Holder, RunFilter, RunPart, RunPatch, RunSort};
 use dbtcloud_core::run::{NewRun, RunStatus, StepStatus};
 
 use super::Stores;
@@ -48,7 +48,10 @@ async fn another_account_sees_nothing(stores: Stores) {
         kind(stores.logs.read(STRANGER, run.id, 1, 0, 10).await),
         ErrorKind::NotFound
     );
-    assert_eq!(kind(stores.logs.discard(STRANGER, run.id).await), ErrorKind::NotFound);
+    for part in [RunPart::Logs, RunPart::Artifacts] {
+        let expired = stores.history.expire(STRANGER, run.id, part, at(9)).await;
+        assert_eq!(kind(expired), ErrorKind::NotFound);
+    }
     assert_eq!(stores.runs.newest(STRANGER, &[JOB]).await.unwrap(), []);
     assert_eq!(stores.runs.queued(STRANGER).await.unwrap(), 0);
     let by_id = RunFilter {

@@ -28,6 +28,7 @@ cases! { $ sessions_cases, sessions, Stores:
     a_terminal_session_absorbs,
     one_of_many_changes_wins,
     scan_goes_by_id_and_state,
+    ended_sessions_are_forgotten_and_others_are_not,
 }
 
 const NEW: NewSession = NewSession {
@@ -357,4 +358,17 @@ async fn scan_goes_by_id_and_state(stores: Stores) {
         sessions[1..2]
     );
     assert_eq!(stores.sessions.scan(&[], none, 10).await.unwrap(), []);
+}
+
+async fn ended_sessions_are_forgotten_and_others_are_not(stores: Stores) {
+    let closed = stores.sessions.open(NEW, at(1)).await.unwrap();
+    let closed = apply(&stores, &closed, SessionEvent::Close, 2).await;
+    let open = stores.sessions.open(NEW, at(3)).await.unwrap();
+    let these = [closed.id, open.id, SessionId::new(987)];
+    assert_eq!(stores.sessions.forget(&these).await.unwrap(), 1);
+    assert_eq!(stores.sessions.forget(&these).await.unwrap(), 0);
+    assert_eq!(stores.sessions.forget(&[]).await.unwrap(), 0);
+    let gone = stores.sessions.get(ACCOUNT, closed.id).await;
+    assert_eq!(kind(gone), ErrorKind::NotFound);
+    assert_eq!(stores.sessions.get(ACCOUNT, open.id).await.unwrap(), open);
 }

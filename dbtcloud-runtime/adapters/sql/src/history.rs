@@ -6,7 +6,7 @@
 
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{History, MONTHS_AHEAD};
+use dbtcloud_core::ports::{Accounts, EndedFilter, History, MONTHS_AHEAD, RunPart};
 use dbtcloud_core::run::Month;
 use dbtcloud_core::{Error, Result, Timestamp};
 
@@ -17,7 +17,11 @@ use crate::storage::SqlStorage;
 const DIVIDED: [(&str, &str, &str); 4] = [
     ("runs", "id", "WITH (fillfactor = 80)"),
     ("run_steps", "run_id", ""),
-    ("log_chunks", "run_id", ""),
+    (
+        "log_chunks",
+        "run_id",
+        "WITH (autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02)",
+    ),
     ("journal", "run_id", ""),
 ];
 /// What else hangs on a run, in tables that are short or narrow.
@@ -37,14 +41,43 @@ const ALONE: &str = "SELECT count(*) FROM (SELECT pg_advisory_xact_lock(72368491
 /// Primary key: the first run from an id on.
 const FIRST_FROM: Sql = Sql::both("SELECT min(id) AS id FROM runs WHERE id >= $1");
 
+/// What [`ENDED`] and [`ENDED_OF`] have in common.
+macro_rules! ended {
+    ($accounts:literal) => {
+        concat!(
+            "SELECT id, account_id FROM runs WHERE id > $1 AND id < $2 AND finished_at < $3 AND ",
+            $accounts,
+            " AND CASE $5 WHEN 'logs' THEN logs_expired_at IS NULL WHEN 'artifacts' THEN artifacts_expired_at IS NULL \
+              ELSE $5 = '' END ORDER BY id LIMIT $6"
+        )
+    };
+}
+
 /// Primary key, in its order.
-const ENDED: Sql = Sql::both(
-    "SELECT id, account_id FROM runs WHERE id > $1 AND id < $2 AND finished_at IS NOT NULL ORDER BY id LIMIT $3",
+const ENDED: Sql = Sql::each(
+    ended!("account_id <> ALL($4)"),
+    ended!("account_id NOT IN (SELECT value FROM json_each($4))"),
 );
-/// Index `runs_by_account`, in its order.
-const ENDED_OF: Sql = Sql::both(
-    "SELECT id, account_id FROM runs WHERE id > $1 AND id < $2 AND account_id = $4 AND finished_at IS NOT NULL \
-     ORDER BY id LIMIT $3",
+/// Index `runs_by_account` in its order, or `runs_by_finished` when few ended before.
+const ENDED_OF: Sql = Sql::both(ended!("account_id = $4"));
+
+/// The row of a run is the lock of all that hangs on it.
+const LOCK: Sql = Sql::each(
+    "SELECT finished_at FROM runs WHERE id = $1 AND account_id = $2 FOR UPDATE",
+    "SELECT finished_at FROM runs WHERE id = $1 AND account_id = $2",
+);
+
+/// Primary key.
+const EXPIRE_LOGS: Sql = Sql::both("UPDATE runs SET logs_expired_at = coalesce(logs_expired_at, $2) WHERE id = $1");
+/// Unique key (`run_id`, `step_index`).
+const FORGET_PARTS: Sql =
+    Sql::both("UPDATE run_steps SET log_first = log_bytes, log_parts = NULL, log_object = NULL WHERE run_id = $1");
+/// Primary key.
+const DROP_LOGS: Sql = Sql::both("DELETE FROM log_chunks WHERE run_id = $1");
+/// Primary key.
+const EXPIRE_ARTIFACTS: Sql = Sql::both(
+    "UPDATE runs SET artifacts_expired_at = coalesce(artifacts_expired_at, $2), artifacts_saved = FALSE, \
+        has_docs = FALSE, has_sources = FALSE WHERE id = $1",
 );
 
 /// Primary key; a run that has not ended has a row in the queue.
@@ -57,6 +90,9 @@ const FORGET: Sql = Sql::each(
 
 /// Primary key of the queue, its first entry of the month.
 const LIVE: Sql = Sql::both("SELECT min(run_id) AS id FROM run_queue WHERE run_id >= $1 AND run_id < $2");
+
+/// A part of `runs`, read through: once in a month's life, and before anybody has to wait for it.
+const LATE: Sql = Sql::both("SELECT min(id) AS id FROM runs WHERE id >= $1 AND id < $2 AND finished_at >= $3");
 
 fn part(table: &str, month: Month) -> String {
     format!("{table}_{}", month.number())
@@ -122,8 +158,22 @@ impl SqlStorage {
     }
 }
 
-async fn drop_month(link: &mut Link<'_>, month: Month) -> Result<()> {
+async fn no_live(link: &mut Link<'_>, month: Month) -> Result<()> {
+    let ids = args![month.first_id(), month.next().first_id()];
+    match link.one(&LIVE, ids).await?.maybe_id::<RunId>("id")? {
+        Some(live) => Err(Error::conflict(format!("run {live} of {month} has not ended"))),
+        None => Ok(()),
+    }
+}
+
+async fn drop_month(link: &mut Link<'_>, month: Month, before: Timestamp) -> Result<()> {
     let (from, to) = (month.first_id(), month.next().first_id());
+    // In this order: what has not ended now is seen by the second look at the latest, and what has is late or not.
+    no_live(link, month).await?;
+    let late = link.one(&LATE, args![from, to, before]).await?;
+    if let Some(late) = late.maybe_id::<RunId>("id")? {
+        return Err(Error::conflict(format!("run {late} of {month} is still kept")));
+    }
     if link.engine() == Engine::Postgres {
         link.all_of(SOON.to_owned(), args![]).await?;
         link.all_of(ALONE.to_owned(), args![]).await?;
@@ -132,9 +182,7 @@ async fn drop_month(link: &mut Link<'_>, month: Month) -> Result<()> {
         link.script_of(format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", tables.join(", ")))
             .await?;
     }
-    if let Some(live) = link.one(&LIVE, args![from, to]).await?.maybe_id::<RunId>("id")? {
-        return Err(Error::conflict(format!("run {live} of {month} has not ended")));
-    }
+    no_live(link, month).await?;
     let mut script = String::new();
     if link.engine() == Engine::Postgres {
         for (table, ..) in DIVIDED {
@@ -171,22 +219,54 @@ impl History for SqlStorage {
         Ok(months)
     }
 
-    async fn ended(
-        &self,
-        account: Option<AccountId>,
-        after: RunId,
-        before: RunId,
-        limit: u32,
-    ) -> Result<Vec<(AccountId, RunId)>> {
+    async fn ended(&self, filter: &EndedFilter, limit: u32) -> Result<Vec<(AccountId, RunId)>> {
         let mut reader = self.database.read().await?;
         let mut link = reader.link();
-        let rows = match account {
-            None => link.all(&ENDED, args![after, before, limit]).await?,
-            Some(account) => link.all(&ENDED_OF, args![after, before, limit, account]).await?,
+        let EndedFilter {
+            after, below, before, ..
+        } = *filter;
+        let with = match filter.with {
+            None => "",
+            Some(RunPart::Logs) => "logs",
+            Some(RunPart::Artifacts) => "artifacts",
+        };
+        let rows = match &filter.accounts {
+            Accounts::Only(account) => {
+                let values = args![after, below, before, *account, with, limit];
+                link.all(&ENDED_OF, values).await?
+            }
+            Accounts::AllBut(others) => {
+                let others: Vec<i64> = others.iter().map(|account| account.get()).collect();
+                link.all(&ENDED, args![after, below, before, others, with, limit])
+                    .await?
+            }
         };
         rows.iter()
             .map(|row| Ok((row.id("account_id")?, row.id("id")?)))
             .collect()
+    }
+
+    async fn expire(&self, account: AccountId, run: RunId, part: RunPart, now: Timestamp) -> Result<()> {
+        let mut work = self.database.begin().await?;
+        let mut link = work.link();
+        let done: Result<_> = async {
+            let row = link.first(&LOCK, args![run, account]).await?;
+            let row = row.ok_or_else(|| Error::not_found("run", run))?;
+            if row.maybe_at("finished_at")?.is_none() {
+                return Err(Error::conflict(format!("run {run} has not ended")));
+            }
+            match part {
+                RunPart::Artifacts => link.execute(&EXPIRE_ARTIFACTS, args![run, now]).await?,
+                RunPart::Logs => {
+                    link.execute(&EXPIRE_LOGS, args![run, now]).await?;
+                    link.execute(&FORGET_PARTS, args![run]).await?;
+                    link.execute(&DROP_LOGS, args![run]).await?
+                }
+            };
+            Ok(())
+        }
+        .await;
+        work.end("history.expire", done).await
     }
 
     async fn forget(&self, runs: &[RunId]) -> Result<u64> {
@@ -213,9 +293,9 @@ impl History for SqlStorage {
         work.end("history.forget", done).await
     }
 
-    async fn drop_month(&self, month: Month) -> Result<()> {
+    async fn drop_month(&self, month: Month, before: Timestamp) -> Result<()> {
         let mut work = self.database.begin().await?;
-        let done = drop_month(&mut work.link(), month).await;
+        let done = drop_month(&mut work.link(), month, before).await;
         work.end("history.drop_month", done).await
     }
 }

@@ -42,13 +42,6 @@ const DROP: Sql = Sql::both(
      AND start_offset + length <= $3",
 );
 
-/// Unique key (`run_id`, `step_index`).
-const DISCARD: Sql =
-    Sql::both("UPDATE run_steps SET log_first = log_bytes, log_parts = NULL, log_object = NULL WHERE run_id = $1");
-
-/// Primary key.
-const DROP_ALL: Sql = Sql::both("DELETE FROM log_chunks WHERE run_id = $1");
-
 /// Index `run_steps_unmoved`: only steps that still have bytes are in it.
 const UNMOVED: Sql = Sql::both(
     "SELECT DISTINCT s.run_id, r.account_id FROM run_steps s JOIN runs r ON r.id = s.run_id \
@@ -58,8 +51,8 @@ const UNMOVED: Sql = Sql::both(
 
 /// The row of a run is the lock of all that hangs on it.
 const LOCK: Sql = Sql::each(
-    "SELECT id, finished_at FROM runs WHERE id = $1 AND account_id = $2 FOR UPDATE",
-    "SELECT id, finished_at FROM runs WHERE id = $1 AND account_id = $2",
+    "SELECT id FROM runs WHERE id = $1 AND account_id = $2 FOR UPDATE",
+    "SELECT id FROM runs WHERE id = $1 AND account_id = $2",
 );
 
 /// Adds bytes that begin at `offset`; the caller has checked that the log ends there.
@@ -189,23 +182,6 @@ impl Logs for SqlStorage {
         }
         .await;
         work.end("logs.moved", done).await
-    }
-
-    async fn discard(&self, account: AccountId, run: RunId) -> Result<()> {
-        let mut work = self.database.begin().await?;
-        let mut link = work.link();
-        let done: Result<_> = async {
-            let row = link.first(&LOCK, args![run, account]).await?;
-            let row = row.ok_or_else(|| Error::not_found("run", run))?;
-            if row.maybe_at("finished_at")?.is_none() {
-                return Err(Error::conflict(format!("run {run} has not ended")));
-            }
-            link.execute(&DISCARD, args![run]).await?;
-            link.execute(&DROP_ALL, args![run]).await?;
-            Ok(())
-        }
-        .await;
-        work.end("logs.discard", done).await
     }
 
     async fn unmoved(&self, after: RunId, live_bytes: u64, limit: u32) -> Result<Vec<(AccountId, RunId)>> {

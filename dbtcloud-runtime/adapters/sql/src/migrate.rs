@@ -40,6 +40,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(2, "outbox", "0002_outbox.sql", oldest_binary: 2),
     migration!(3, "history", "0003_history.sql", oldest_binary: 3),
     migration!(4, "log_parts", "0004_log_parts.sql", oldest_binary: 4),
+    migration!(5, "retention", "0005_retention.sql", oldest_binary: 4),
 ];
 
 const RECORD_TABLE: Sql =

@@ -76,7 +76,11 @@ macro_rules! run_columns {
             $r,
             "has_docs, ",
             $r,
-            "has_sources"
+            "has_sources, ",
+            $r,
+            "logs_expired_at, ",
+            $r,
+            "artifacts_expired_at"
         )
     };
 }
@@ -246,6 +250,8 @@ pub(crate) fn read(row: &Row) -> Result<Run> {
         artifacts_saved: row.bool("artifacts_saved")?,
         has_docs: row.bool("has_docs")?,
         has_sources: row.bool("has_sources")?,
+        logs_expired_at: row.maybe_at("logs_expired_at")?,
+        artifacts_expired_at: row.maybe_at("artifacts_expired_at")?,
     })
 }
 
@@ -351,6 +357,8 @@ pub(crate) async fn enqueue(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -
         artifacts_saved: false,
         has_docs: false,
         has_sources: false,
+        logs_expired_at: None,
+        artifacts_expired_at: None,
     }))
 }
 

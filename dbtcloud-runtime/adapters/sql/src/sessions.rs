@@ -61,6 +61,12 @@ const CHANGE: Sql = Sql::both(concat!(
     columns!()
 ));
 
+/// Primary key.
+const FORGET: Sql = Sql::each(
+    "DELETE FROM sessions WHERE id = ANY($1) AND status IN ('closed', 'failed')",
+    "DELETE FROM sessions WHERE id IN (SELECT value FROM json_each($1)) AND status IN ('closed', 'failed')",
+);
+
 /// How often an opening is tried against sessions that end at the same moment.
 const OPEN_ATTEMPTS: usize = 4;
 
@@ -155,5 +161,11 @@ impl Sessions for SqlStorage {
             session.status.name(),
             session.generation
         )))
+    }
+
+    async fn forget(&self, sessions: &[SessionId]) -> Result<u64> {
+        let ids: Vec<i64> = sessions.iter().map(|session| session.get()).collect();
+        let mut writer = self.database.write("sessions.forget").await?;
+        writer.link().execute(&FORGET, args![ids]).await
     }
 }

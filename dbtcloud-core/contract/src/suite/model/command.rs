@@ -60,7 +60,7 @@ pub(super) enum Command {
         wrong: bool,
         percent: u8,
     },
-    Discard {
+    Expire {
         run: usize,
     },
     Take {
@@ -208,7 +208,7 @@ fn command() -> impl Strategy<Value = Command> {
         14 => report().prop_map(Command::Report),
         3 => (any::<usize>(), 1_u32..4, stale(), 1_u8..=100)
             .prop_map(|(run, step, wrong, percent)| Command::Moved { run, step, wrong, percent }),
-        1 => any::<usize>().prop_map(|run| Command::Discard { run }),
+        1 => any::<usize>().prop_map(|run| Command::Expire { run }),
         3 => (0_usize..3, 1_i64..40, 1_u32..4)
             .prop_map(|(consumer, seconds, limit)| Command::Take { consumer, seconds, limit }),
         3 => (any::<usize>(), proptest::option::weighted(0.4, 0_i64..60))

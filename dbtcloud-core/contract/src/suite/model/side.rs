@@ -7,7 +7,7 @@ use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
 use dbtcloud_core::ports::{
     Batch, Claimed, Consumer, Delivery, Digest, EventBody, Fence, Fired, Firing, LogPart, NewSession, Owner, RunChange,
-    RunPatch, ScheduleEntry, SessionChange, TicketIssue,
+    RunPart, RunPatch, ScheduleEntry, SessionChange, TicketIssue,
 };
 use dbtcloud_core::run::{Admission, CauseCategory, NewRun, Run, RunEvent, RunStatus, Trigger};
 use dbtcloud_core::session::Session;
@@ -273,11 +273,17 @@ impl Side {
                 };
                 answer(self.stores.logs.moved(account, run, *step, part).await)
             }
-            Command::Discard { run } => {
+            Command::Expire { run } => {
                 let Some((account, run)) = self.run(*run) else {
                     return nothing();
                 };
-                answer(self.stores.logs.discard(account, run).await)
+                let logs = self.stores.history.expire(account, run, RunPart::Logs, at(1)).await;
+                let files = self
+                    .stores
+                    .history
+                    .expire(account, run, RunPart::Artifacts, at(2))
+                    .await;
+                answer(logs.and(files))
             }
             Command::Take { .. } | Command::Settle { .. } => self.outbox(command).await,
             Command::Put { .. } | Command::Fire { .. } => self.schedule(command).await,
