@@ -97,6 +97,19 @@ forward! {
             format!("{} {id} of account {}, version {version}", draft.kind.noun(), draft.account);
         reads scan(kind: Kind, after: i64, limit: u32) -> Vec<Row>;
     }
+    Dispatches {
+        writes post(dispatches: &[Dispatch]) -> () = format!("{} dispatches", dispatches.len());
+        writes take(
+            channel: Channel, now: Timestamp, until: Timestamp, limit: u32, each: u32, except: &[Addressee]
+        ) -> Vec<Dispatched> = format!("at most {limit} by {}", channel.name());
+        writes settle(id: &DispatchId, tried: &Try, next: Next) -> () =
+            format!("{} {} of run {}", id.to.channel().name(), id.to.id(), id.run);
+        reads dispatch(account: AccountId, id: &DispatchId) -> Dispatched;
+        reads dispatches(account: AccountId, to: Addressee, page: Page) -> Paged<Dispatched>;
+        reads last_tries(to: Addressee, ended: bool, limit: u32) -> Vec<Dispatched>;
+        reads undelivered(channel: Channel) -> u64;
+        writes forget_dispatches(before: Timestamp, limit: u32) -> u64 = format!("dispatches before {before}");
+    }
     History {
         writes prepare(now: Timestamp) -> () = format!("months from {now}");
         reads months() -> Vec<Month>;

@@ -29,6 +29,8 @@ pub enum Kind {
     ExtendedAttributes,
     /// [`crate::job::Job`]
     Job,
+    /// [`crate::notification::Notification`]
+    Notification,
     /// [`crate::project::Project`]
     Project,
     /// [`crate::project::Repository`]
@@ -39,22 +41,26 @@ pub enum Kind {
     User,
     /// [`crate::variable::Variable`]
     Variable,
+    /// [`crate::webhook::Webhook`]
+    Webhook,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Account,
         Self::Connection,
         Self::Credentials,
         Self::Environment,
         Self::ExtendedAttributes,
         Self::Job,
+        Self::Notification,
         Self::Project,
         Self::Repository,
         Self::Token,
         Self::User,
         Self::Variable,
+        Self::Webhook,
     ];
 
     /// The noun, for messages.
@@ -66,11 +72,13 @@ impl Kind {
             Self::Environment => "environment",
             Self::ExtendedAttributes => "extended attributes",
             Self::Job => "job",
+            Self::Notification => "notification",
             Self::Project => "project",
             Self::Repository => "repository",
             Self::Token => "token",
             Self::User => "user",
             Self::Variable => "environment variable",
+            Self::Webhook => "webhook",
         }
     }
 }

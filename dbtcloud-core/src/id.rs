@@ -42,6 +42,8 @@ id_type! {
     ExtendedAttributesId,
     /// A job definition.
     JobId,
+    /// A notification.
+    NotificationId,
     /// A project.
     ProjectId,
     /// A git repository.
@@ -58,4 +60,6 @@ id_type! {
     UserId,
     /// An environment variable in one scope.
     VariableId,
+    /// A webhook.
+    WebhookId,
 }

@@ -19,6 +19,7 @@ pub mod error;
 pub mod failpoint;
 pub mod id;
 pub mod job;
+pub mod notification;
 pub mod page;
 pub mod ports;
 pub mod project;
@@ -29,6 +30,7 @@ pub mod secret;
 pub mod session;
 pub mod time;
 pub mod variable;
+pub mod webhook;
 
 pub use error::{Error, ErrorKind, Result};
 pub use page::{Direction, Page, Paged};

@@ -8,6 +8,7 @@
 mod artifacts;
 mod catalog;
 mod clock;
+mod dispatches;
 mod executor;
 mod history;
 mod journal;
@@ -28,6 +29,10 @@ pub use artifacts::{
 };
 pub use catalog::Catalog;
 pub use clock::Clock;
+pub use dispatches::{
+    Addressee, Channel, DISPATCH_TEXT_LIMIT_BYTES, Dispatch, DispatchId, DispatchState, Dispatched, Dispatches, Next,
+    Try,
+};
 pub use executor::{Execution, ExecutionId, ExecutionSpec, Executor, Exit, Observation, Workload, WorkloadLimits};
 pub use history::{Accounts, EndedFilter, History, MONTHS_AHEAD, RunPart};
 pub use journal::{Event, EventBody, Journal};
@@ -49,6 +54,7 @@ pub use wakeups::{Bell, BellStream, Wakeups};
 /// ask for it: a function asks for the traits it uses.
 pub trait Storage:
     Catalog
+    + Dispatches
     + History
     + Journal
     + Leases
@@ -67,6 +73,7 @@ pub trait Storage:
 
 impl<T> Storage for T where
     T: Catalog
+        + Dispatches
         + History
         + Journal
         + Leases

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dbtcloud_core::Result;
 use dbtcloud_core::id::SessionId;
-use dbtcloud_core::ports::Consumer;
+use dbtcloud_core::ports::{Channel, Consumer};
 use dbtcloud_core::session::SessionStatus;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +39,11 @@ pub async fn look(plane: &ControlPlane) -> Result<()> {
         let depth = plane.outbox().depth(consumer).await?;
         let depth = i64::try_from(depth).unwrap_or(i64::MAX);
         plane.metrics().outbox_depth.set([consumer.name()], depth);
+    }
+    for channel in Channel::ALL {
+        let waiting = plane.dispatches().undelivered(channel).await?;
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        plane.metrics().dispatches_waiting.set([channel.name()], waiting);
     }
     let states: Vec<SessionStatus> = SessionStatus::ALL
         .into_iter()

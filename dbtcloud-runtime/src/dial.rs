@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -37,6 +39,78 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// An HTTP/1.1 client with a pool of connections. Cheap to clone.
 pub type Client = hyper_util::client::legacy::Client<Dialer, axum::body::Body>;
 
+/// Which addresses may be reached, for URLs that people entered. It is asked of the address that is connected to, after
+/// names were looked up: a name that leads elsewhere the next time gains nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The Internet alone.
+    Public,
+    /// Private networks too; not this machine, and not what is beside it on the wire, as clouds' metadata services are.
+    Private,
+    /// Every address.
+    Any,
+}
+
+/// Amazon's metadata service on IPv6, which stands in a private range.
+const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+impl Reach {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Public, Self::Private, Self::Any];
+
+    /// Its name in settings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Private => "private",
+            Self::Any => "any",
+        }
+    }
+
+    /// Whether an address may be reached.
+    ///
+    /// ```
+    /// use dbtcloud_runtime::dial::Reach;
+    /// assert!(Reach::Private.allows("10.1.2.3".parse().unwrap()));
+    /// assert!(!Reach::Private.allows("169.254.169.254".parse().unwrap()));
+    /// ```
+    pub fn allows(self, address: IpAddr) -> bool {
+        match (self, address.to_canonical()) {
+            (Self::Any, _) => true,
+            (_, IpAddr::V4(v4)) => {
+                let [a, b, c, _] = v4.octets();
+                let here = a == 0 || a == 127 || (a == 169 && b == 254) || a >= 224;
+                let private = v4.is_private()
+                    || (a == 100 && (64..128).contains(&b))
+                    || (a == 192 && b == 0 && c == 0)
+                    || (a == 198 && (18..20).contains(&b));
+                !here && (self == Self::Private || !private)
+            }
+            (_, IpAddr::V6(v6)) => {
+                let s = v6.segments();
+                let embedded = |high: u16, low: u16| {
+                    let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+                    IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+                };
+                // Addresses that stand for one of the older kind: NAT64, 6to4, and compatible ones.
+                match s {
+                    [0x64, 0xff9b, 0, 0, 0, 0, high, low] => return self.allows(embedded(high, low)),
+                    [0x2002, high, low, ..] => return self.allows(embedded(high, low)),
+                    [0, 0, 0, 0, 0, 0, high, low] if high != 0 => return self.allows(embedded(high, low)),
+                    _ => {}
+                }
+                let here = v6.is_unspecified()
+                    || v6.is_loopback()
+                    || v6.is_multicast()
+                    || s[0] & 0xffc0 == 0xfe80
+                    || v6 == METADATA;
+                let private = s[0] & 0xfe00 == 0xfc00 || s[0] & 0xffc0 == 0xfec0;
+                !here && (self == Self::Private || !private)
+            }
+        }
+    }
+}
+
 /// Opens connections for a [`Client`].
 ///
 /// ```
@@ -52,6 +126,7 @@ pub struct Dialer {
     socket: Option<PathBuf>,
     tcp: HttpConnector,
     tls: Option<TlsConnector>,
+    reach: Reach,
 }
 
 impl std::fmt::Debug for Dialer {
@@ -75,7 +150,19 @@ impl Dialer {
             socket: None,
             tcp,
             tls: None,
+            reach: Reach::Any,
         }
+    }
+
+    /// The same, to these addresses only.
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        Self { reach, ..self }
+    }
+
+    /// Which addresses it may reach.
+    pub fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// One unix socket, whatever the URL says.
@@ -119,12 +206,39 @@ impl Dialer {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let secure = uri.scheme_str() == Some("https");
-        let tcp = tower::Service::call(&mut self.tcp, uri).await?.into_inner();
+        let tcp = if self.reach == Reach::Any {
+            tower::Service::call(&mut self.tcp, uri).await?.into_inner()
+        } else {
+            let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+            self.within_reach(&host, port).await?
+        };
         if !secure {
             return Ok(Link::new(tcp));
         }
         let tls = self.tls.ok_or("https was not set up")?;
         Ok(Link::new(tls.connect(ServerName::try_from(host)?, tcp).await?))
+    }
+}
+
+impl Dialer {
+    /// A connection to one of the host's addresses that may be reached.
+    async fn within_reach(&self, host: &str, port: u16) -> std::result::Result<TcpStream, BoxError> {
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        let allowed: Vec<SocketAddr> = found
+            .iter()
+            .copied()
+            .filter(|address| self.reach.allows(address.ip()))
+            .collect();
+        if allowed.is_empty() {
+            let what = format!(
+                "{host} is at an address that may not be reached; only {} ones may",
+                self.reach.name()
+            );
+            return Err(what.into());
+        }
+        let tcp = TcpStream::connect(&allowed[..]).await?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
     }
 }
 
@@ -226,5 +340,72 @@ impl Write for Link {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_may_be_reached() {
+        for (address, public, private) in [
+            ("93.184.216.34", true, true),
+            ("2606:2800:220:1::1", true, true),
+            ("10.0.0.1", false, true),
+            ("172.31.255.255", false, true),
+            ("172.32.0.1", true, true),
+            ("192.168.1.1", false, true),
+            ("100.64.0.1", false, true),
+            ("198.18.0.1", false, true),
+            ("fd12:3456::1", false, true),
+            ("127.0.0.1", false, false),
+            ("127.9.9.9", false, false),
+            ("0.0.0.0", false, false),
+            ("169.254.169.254", false, false),
+            ("224.0.0.1", false, false),
+            ("255.255.255.255", false, false),
+            ("::", false, false),
+            ("::1", false, false),
+            ("fe80::1", false, false),
+            ("ff02::1", false, false),
+            ("fd00:ec2::254", false, false),
+            ("::ffff:127.0.0.1", false, false),
+            ("::ffff:10.0.0.1", false, true),
+            ("::127.0.0.1", false, false),
+            ("64:ff9b::7f00:1", false, false),
+            ("64:ff9b::a00:1", false, true),
+            ("2002:a9fe:a9fe::", false, false),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(Reach::Public.allows(address), public, "{address}");
+            assert_eq!(Reach::Private.allows(address), private, "{address}");
+            assert!(Reach::Any.allows(address));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_out_of_reach_is_not_connected_to() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = Dialer::plain().within(Reach::Private).client();
+        for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433"] {
+            let error = client
+                .get(format!("http://{host}:{port}/").parse().unwrap())
+                .await
+                .unwrap_err();
+            assert!(error.is_connect(), "{host}: {error:?}");
+            assert!(format!("{error:?}").contains("may not be reached"), "{host}: {error:?}");
+        }
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(
+            Dialer::plain()
+                .within(Reach::Any)
+                .client()
+                .get("http://[::1]:1/".parse().unwrap())
+                .await
+                .is_err()
+        );
     }
 }

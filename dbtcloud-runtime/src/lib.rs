@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 mod desk;
 pub mod dial;
+pub mod dispatch;
 mod driver;
 pub mod engine;
 pub mod lineage;

@@ -188,6 +188,10 @@ pub struct Metrics {
     pub deliveries_failed: Counter,
     /// Deliveries that consumers have still to be given, as last seen.
     pub outbox_depth: Gauges<1>,
+    /// What came of tries to send a dispatch that were written down, by channel and result.
+    pub dispatches: Counters<2>,
+    /// Dispatches that are still to be sent, by channel, as last seen.
+    pub dispatches_waiting: Gauges<1>,
     /// Develop sessions that have not ended, by state, as last seen.
     pub sessions: Gauges<1>,
     /// Things that cleanup removed, moved or set right, by kind.

@@ -6,6 +6,7 @@
 //! does not come back.
 
 mod follow;
+mod notify;
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ControlPlane;
 
 pub(crate) use follow::Follow;
+pub(crate) use notify::Notify;
 
 /// Deliveries that one round takes of one consumer.
 const PAGE: u32 = 50;

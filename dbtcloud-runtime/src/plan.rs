@@ -28,6 +28,8 @@ pub mod context {
     pub const REPOSITORY: &str = "repository";
     /// A secret environment variable.
     pub const VARIABLE: &str = "variable";
+    /// What a webhook is signed with.
+    pub const WEBHOOK: &str = "webhook.secret";
 }
 
 /// Variables that a project may have in all scopes together.

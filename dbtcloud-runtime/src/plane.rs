@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Bell, Catalog, Clock, Consumer, Executor, History, Journal, Leases, Logs, Outbox, Owner, Runs,
-    Schedules, Sessions, Storage, Tickets, Vault, Volume, Wakeups,
+    Artifacts, Bell, Catalog, Channel, Clock, Consumer, Dispatches, Executor, History, Journal, Leases, Logs, Outbox,
+    Owner, Runs, Schedules, Sessions, Storage, Tickets, Vault, Volume, Wakeups,
 };
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
@@ -25,11 +25,12 @@ pub use trigger::NotRetryable;
 
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::dispatch::Webhooks;
 use crate::metrics::Metrics;
-use crate::outbox::{Consume, Follow};
+use crate::outbox::{Consume, Follow, Notify};
 use crate::trace::{self, Tracer, log_span};
 use crate::wakeups::Bells;
-use crate::{census, cleanup, desk, outbox, scheduler, wakeups};
+use crate::{census, cleanup, desk, dispatch, outbox, scheduler, wakeups};
 
 /// Which loops a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,7 @@ struct Shared {
     config: Config,
     bells: Bells,
     consumers: BTreeMap<Consumer, Arc<dyn Consume>>,
+    webhooks: Option<Webhooks>,
     metrics: Metrics,
     tracer: Option<Arc<dyn Tracer>>,
 }
@@ -133,8 +135,15 @@ impl Builder {
         self
     }
 
+    /// How webhooks are sent. Without it they can be edited and nothing is sent.
+    #[must_use]
+    pub fn webhooks(mut self, webhooks: Webhooks) -> Self {
+        self.shared.webhooks = Some(webhooks);
+        self
+    }
+
     /// What is done when a run's status changes, in place of what is built in: chained jobs for
-    /// [`Consumer::Follow`], nothing for the others. It is called by processes with the cleanup role.
+    /// [`Consumer::Follow`], webhooks for [`Consumer::Notify`], nothing for the others. It is called by processes with the cleanup role.
     #[must_use]
     pub fn consumer(mut self, consumer: Consumer, consume: impl Consume + 'static) -> Self {
         self.shared.consumers.insert(consumer, Arc::new(consume));
@@ -177,7 +186,11 @@ impl ControlPlane {
                 clock: Arc::new(SystemClock),
                 config,
                 bells: Bells::default(),
-                consumers: BTreeMap::from([(Consumer::Follow, Arc::new(Follow) as Arc<dyn Consume>)]),
+                consumers: BTreeMap::from([
+                    (Consumer::Follow, Arc::new(Follow) as Arc<dyn Consume>),
+                    (Consumer::Notify, Arc::new(Notify)),
+                ]),
+                webhooks: None,
                 metrics: Metrics::default(),
                 tracer: None,
             },
@@ -217,6 +230,16 @@ impl ControlPlane {
     /// What consumers have still to be told.
     pub fn outbox(&self) -> &dyn Outbox {
         &*self.shared.storage
+    }
+
+    /// What is on its way to people and programs outside.
+    pub fn dispatches(&self) -> &dyn Dispatches {
+        &*self.shared.storage
+    }
+
+    /// How webhooks are sent, if they are.
+    pub fn webhooks(&self) -> Option<&Webhooks> {
+        self.shared.webhooks.as_ref()
     }
 
     /// Develop sessions.
@@ -396,6 +419,10 @@ impl ControlPlane {
             for consumer in Consumer::ALL {
                 let (plane, shutdown) = (self.clone(), token.clone());
                 loops.spawn(async move { outbox::run(&plane, consumer, &shutdown).await });
+            }
+            for channel in Channel::ALL {
+                let (plane, shutdown) = (self.clone(), token.clone());
+                loops.spawn(async move { dispatch::run(&plane, channel, &shutdown).await });
             }
         }
         while let Some(ended) = loops.join_next().await {

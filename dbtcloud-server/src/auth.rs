@@ -29,16 +29,19 @@ pub enum Right {
     EditProject,
     /// Change the account: projects, connections, users.
     EditAccount,
+    /// See and change webhooks.
+    Webhooks,
 }
 
 impl Right {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Read,
         Self::Run,
         Self::EditJobs,
         Self::EditProject,
         Self::EditAccount,
+        Self::Webhooks,
     ];
 
     /// What the right is called in a refusal.
@@ -49,6 +52,7 @@ impl Right {
             Self::EditJobs => "the right to change jobs",
             Self::EditProject => "the right to change the project",
             Self::EditAccount => "the right to change the account",
+            Self::Webhooks => "the right to manage webhooks",
         }
     }
 }
@@ -62,14 +66,16 @@ impl Right {
 /// assert!(rights_of_set("no_such_set").is_empty());
 /// ```
 pub fn rights_of_set(set: &str) -> &'static [Right] {
-    use Right::{EditAccount, EditJobs, EditProject, Read, Run};
+    use Right::{EditAccount, EditJobs, EditProject, Read, Run, Webhooks};
     match set {
-        "account_admin" | "owner" | "member" => &[Read, Run, EditJobs, EditProject, EditAccount],
+        "account_admin" | "owner" | "member" => &[Read, Run, EditJobs, EditProject, EditAccount, Webhooks],
         "project_creator" => &[Read, EditProject, EditAccount],
-        "admin" | "team_admin" => &[Read, Run, EditJobs, EditProject],
+        "admin" | "team_admin" => &[Read, Run, EditJobs, EditProject, Webhooks],
         "database_admin" | "git_admin" => &[Read, EditProject],
         "job_admin" | "job_creator" => &[Read, Run, EditJobs],
-        "developer" | "analyst" | "job_runner" => &[Read, Run],
+        "developer" => &[Read, Run, Webhooks],
+        "analyst" | "job_runner" => &[Read, Run],
+        "webhooks_only" => &[Webhooks],
         "account_viewer" | "analyst_read" | "job_viewer" | "readonly" | "stakeholder" => &[Read],
         _ => &[],
     }

@@ -15,6 +15,8 @@ use dbtcloud_core::ports::Consumer;
 use dbtcloud_core::secret::Secret;
 use dbtcloud_local::{DirectoryVolume, LocalExecutor};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
+use dbtcloud_runtime::dial::Dialer;
+use dbtcloud_runtime::dispatch::Webhooks;
 use dbtcloud_runtime::lineage::Lineage;
 use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
@@ -162,7 +164,8 @@ pub async fn compose(
     let mut builder = ControlPlane::builder(storage.clone(), executor, config)
         .artifacts(artifacts)
         .volume(volume)
-        .vault(vault);
+        .vault(vault)
+        .webhooks(Webhooks::new(web_dialer().within(settings.webhook_targets)));
     if let Some(otlp) = &otlp {
         builder = builder.tracer(otlp.clone());
     }
@@ -245,6 +248,14 @@ fn config(
     config.run_capacity = settings.run_capacity;
     config.grace = Duration::from_secs(settings.grace_seconds);
     Ok(config)
+}
+
+/// Opens connections to webhooks. A machine without authorities reaches those that speak no TLS.
+fn web_dialer() -> Dialer {
+    Dialer::secure(None).unwrap_or_else(|error| {
+        tracing::warn!(error = %error.chain(), "no authorities on this machine: webhooks cannot be sent by https");
+        Dialer::plain()
+    })
 }
 
 /// A name that no other process has, also not one of an earlier life of this machine: containers begin to count

@@ -12,6 +12,8 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use dbtcloud_runtime::dial::Reach;
+
 pub use given::{Given, KEYS};
 
 /// What a process does.
@@ -129,6 +131,8 @@ pub struct Settings {
     pub otlp_endpoint: Option<String>,
     /// Who is told of lineage.
     pub lineage: Option<Lineage>,
+    /// Which addresses webhooks may lead to.
+    pub webhook_targets: Reach,
     /// Whether the schema is brought up to date at the start.
     pub migrate: bool,
 }

@@ -277,6 +277,16 @@ fn named(plane: &PlaneMetrics) -> Vec<(&'static str, &'static str, Source<'_>)> 
             levels(&["consumer"], &plane.outbox_depth),
         ),
         (
+            "dispatches",
+            "Tries to send a webhook or a notification, by what came of them",
+            counts(&["channel", "result"], &plane.dispatches),
+        ),
+        (
+            "dispatches_waiting",
+            "Webhooks and notifications that are still to be sent, in all of the installation",
+            levels(&["channel"], &plane.dispatches_waiting),
+        ),
+        (
             "develop_sessions",
             "Develop sessions that have not ended, in all of the installation",
             levels(&["state"], &plane.sessions),

@@ -14,6 +14,7 @@ mod steps;
 mod users;
 mod variable_views;
 mod variables;
+mod webhooks;
 
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
@@ -117,6 +118,20 @@ fn v3() -> Router<App> {
         .route(
             &project("/environment-variables/environment"),
             get(variable_views::by_environment),
+        )
+        .route(
+            &at("/webhooks/subscriptions"),
+            get(webhooks::list).post(webhooks::create),
+        )
+        .route(
+            &at("/webhooks/subscription/{id}"),
+            get(webhooks::get).put(webhooks::update).delete(webhooks::delete),
+        )
+        .route(&at("/webhooks/subscription/{id}/test"), get(webhooks::test))
+        .route(&at("/webhooks/subscription/{id}/events"), get(webhooks::events))
+        .route(
+            &at("/webhooks/subscription/{id}/event/{event}/receipt"),
+            get(webhooks::receipt),
         )
         .route(&project("/environment-variables/job"), get(variable_views::by_job))
         .route(&project("/environment-variables/user"), get(variable_views::by_user))

@@ -32,6 +32,7 @@ pub(crate) mod time;
 pub(crate) mod trigger;
 pub(crate) mod user;
 pub(crate) mod variable;
+pub(crate) mod webhook;
 
 use dbtcloud_core::Timestamp;
 use dbtcloud_core::catalog::{Entity, Record};

@@ -26,3 +26,5 @@ mod mounting;
 mod runs;
 #[path = "api/variables.rs"]
 mod variables;
+#[path = "api/webhooks.rs"]
+mod webhooks;

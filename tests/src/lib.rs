@@ -4,6 +4,7 @@
 pub mod api;
 pub mod azure;
 pub mod fake;
+pub mod hooks;
 mod http;
 pub mod installation;
 pub mod postgres;

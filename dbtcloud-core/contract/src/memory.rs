@@ -4,6 +4,7 @@
 mod artifacts;
 mod catalog;
 mod clock;
+mod dispatches;
 mod executor;
 mod history;
 mod leases;

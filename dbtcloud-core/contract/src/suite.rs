@@ -16,8 +16,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, History, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage, Tickets,
-    Volume, Wakeups,
+    Artifacts, Catalog, Clock, Dispatches, History, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage,
+    Tickets, Volume, Wakeups,
 };
 
 /// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
@@ -48,6 +48,7 @@ pub mod artifacts;
 pub mod catalog;
 pub mod changes;
 pub mod clock;
+pub mod dispatches;
 pub mod executor;
 pub mod history;
 pub mod journal;
@@ -132,6 +133,8 @@ impl Subject<Arc<dyn Clock>> {
 pub struct Stores {
     /// Its catalog.
     pub catalog: Arc<dyn Catalog>,
+    /// What it is to send.
+    pub dispatches: Arc<dyn Dispatches>,
     /// Its history.
     pub history: Arc<dyn History>,
     /// Its journal.
@@ -159,6 +162,7 @@ impl Stores {
     pub fn of<S: Storage>(storage: Arc<S>) -> Self {
         Self {
             catalog: storage.clone(),
+            dispatches: storage.clone(),
             history: storage.clone(),
             journal: storage.clone(),
             leases: storage.clone(),
@@ -214,6 +218,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("agents", agents::CASES),
         ("catalog", catalog::CASES),
         ("changes", changes::CASES),
+        ("dispatches", dispatches::CASES),
         ("history", history::CASES),
         ("journal", journal::CASES),
         ("leases", leases::CASES),
@@ -257,6 +262,9 @@ macro_rules! storage_suite {
             }
             mod changes {
                 $crate::changes_cases!(super::factory, $([$meta])*);
+            }
+            mod dispatches {
+                $crate::dispatches_cases!(super::factory, $([$meta])*);
             }
             mod history {
                 $crate::history_cases!(super::factory, $([$meta])*);

@@ -96,13 +96,16 @@ pub struct Given {
     /// Namespace of jobs in OpenLineage events; installations that share a service need one each [default: dbtcloud]
     #[arg(long, env = "DBTCLOUD_OPENLINEAGE_NAMESPACE", value_name = "NAME")]
     pub openlineage_namespace: Option<String>,
+    /// Which addresses webhooks may lead to: public, private (public ones and private networks), any [default: private]
+    #[arg(long, env = "DBTCLOUD_WEBHOOK_TARGETS", value_name = "WHICH")]
+    pub webhook_targets: Option<String>,
     /// Brings the database's schema up to date at the start; embedded databases always are
     #[arg(long, env = "DBTCLOUD_MIGRATE")]
     pub migrate: bool,
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 28] = [
+pub const KEYS: [&str; 29] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -131,11 +134,12 @@ pub const KEYS: [&str; 28] = [
     "tls_cert",
     "tls_key",
     "tls_listen",
+    "webhook_targets",
 ];
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 25] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 26] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -165,6 +169,7 @@ impl Given {
             ("openlineage_url", &self.openlineage_url),
             ("openlineage_api_key_file", &self.openlineage_api_key_file),
             ("openlineage_namespace", &self.openlineage_namespace),
+            ("webhook_targets", &self.webhook_targets),
         ]
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use dbtcloud_runtime::dial::Reach;
+
 use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
 
 #[derive(Default)]
@@ -166,6 +168,20 @@ impl Reader {
         })
     }
 
+    fn webhook_targets(&mut self) -> Reach {
+        let Some(text) = self.text("webhook_targets") else {
+            return Reach::Private;
+        };
+        let found = Reach::ALL.into_iter().find(|reach| reach.name() == text);
+        found.unwrap_or_else(|| {
+            self.problem(
+                "webhook_targets",
+                format!("expected public, private or any, got '{text}'"),
+            );
+            Reach::Private
+        })
+    }
+
     fn lineage(&mut self, base: &Path) -> Option<Lineage> {
         let api_key_file = self.text("openlineage_api_key_file").map(|path| base.join(path));
         let namespace = self.text("openlineage_namespace");
@@ -266,6 +282,7 @@ impl Reader {
         let migrate = self.read("migrate", false, "true or false");
         let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
         let lineage = self.lineage(base);
+        let webhook_targets = self.webhook_targets();
         let roles = self.roles();
         let tls = self.tls(base);
         let key_file = self
@@ -291,6 +308,7 @@ impl Reader {
             grace_seconds,
             otlp_endpoint,
             lineage,
+            webhook_targets,
             migrate,
         };
         if settings.is_gateway_alone() {

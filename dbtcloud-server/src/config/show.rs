@@ -41,6 +41,7 @@ impl Settings {
                 text("openlineage_api_key_file", file.display().to_string());
             }
         }
+        text("webhook_targets", self.webhook_targets.name().to_owned());
         if let Some(url) = &self.agent_url {
             text("agent_url", redact(url));
         }

@@ -13,7 +13,7 @@ use crate::wire::envelope;
 use crate::wire::fault::Fault;
 
 /// How often an update is begun again because somebody else wrote the record meanwhile.
-const CHANGE_TRIES: u32 = 8;
+pub(crate) const CHANGE_TRIES: u32 = 8;
 /// Records that a filter which storage does not know may look through.
 const SCAN_LIMIT: usize = 100_000;
 

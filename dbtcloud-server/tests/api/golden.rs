@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::world::World;
 
 #[track_caller]
-fn golden(name: &str, got: &Value) {
+pub fn golden(name: &str, got: &Value) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(format!("{name}.json"));

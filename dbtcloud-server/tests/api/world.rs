@@ -15,6 +15,8 @@ use dbtcloud_core::ports::{
     Area, ArtifactKey, Artifacts, Batch, Clock, Digest, Fence, LogChunk, Owner, RunPatch, Runs, TicketIssue, Tickets,
 };
 use dbtcloud_core::run::{Admission, RunEvent, StepKind, StepState, StepStatus};
+use dbtcloud_runtime::dial::Dialer;
+use dbtcloud_runtime::dispatch::Webhooks;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane};
 use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::{Options, auth::digest};
@@ -107,6 +109,7 @@ impl World {
         let plane = ControlPlane::builder(storage.clone(), ScriptedExecutor::new(clock.clone()), config)
             .artifacts(artifacts.clone())
             .vault(TransparentVault::new("k"))
+            .webhooks(Webhooks::new(Dialer::plain()))
             .clock(clock.clone())
             .build();
         let bootstrap = Bootstrap {

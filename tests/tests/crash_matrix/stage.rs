@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use dbtcloud_contract::wait::until;
 use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_tests::fake;
+use dbtcloud_tests::hooks::Endpoint;
 use dbtcloud_tests::installation::Installation;
 use dbtcloud_tests::postgres::Database;
 use nix::sys::signal::{Signal, kill};
@@ -46,6 +47,8 @@ pub struct Stage {
     slow: i64,
     /// Runs whose queueing was acknowledged.
     promised: BTreeSet<i64>,
+    /// Told of every run's end, by a webhook.
+    endpoint: Endpoint,
     _key: tempfile::TempDir,
 }
 
@@ -59,7 +62,7 @@ impl Stage {
     pub async fn new(base: Base) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut installation = match &base {
-            Base::Sqlite => Installation::new(),
+            Base::Sqlite => Installation::with(&["--webhook-targets", "any"]),
             Base::Postgres(database) => {
                 let path = folder.path().join("key");
                 let mut options = std::fs::File::options();
@@ -67,7 +70,8 @@ impl Stage {
                 let key = KeyringVault::generate().unwrap();
                 std::io::Write::write_all(&mut file, key.expose().as_bytes()).unwrap();
                 let (url, key) = (database.url(), path.display().to_string());
-                Installation::with(&["--database-url", &url, "--key-file", &key, "--migrate"])
+                let database = ["--database-url", &url, "--key-file", &key, "--migrate"];
+                Installation::with(&[&database[..], &["--webhook-targets", "any"]].concat())
             }
         };
         installation.expected = EXPECTED.to_vec();
@@ -84,6 +88,7 @@ impl Stage {
             scheduled,
             slow,
             promised: BTreeSet::new(),
+            endpoint: Endpoint::listen().await,
             _key: folder,
         };
         let path = format!("v2/accounts/{{a}}/jobs/{scheduled}/");
@@ -92,6 +97,11 @@ impl Stage {
         job["triggers"]["schedule"] = json!(true);
         job["schedule"] = json!({"cron": "0 0 29 2 *", "date": {"type": "custom_cron", "cron": "0 0 29 2 *"}});
         stage.installation.api().post(&path, &job).await;
+        let webhook = json!({
+            "name": "Ends", "client_url": stage.endpoint.url(), "event_types": ["job.run.completed"], "active": true,
+        });
+        let path = "v3/accounts/{a}/webhooks/subscriptions";
+        stage.installation.api().post(path, &webhook).await;
         stage.installation.stop().await;
         stage
     }
@@ -124,6 +134,8 @@ impl Stage {
         for statement in [
             "UPDATE run_queue SET lease_until = 1 WHERE lease_until IS NOT NULL",
             "UPDATE leases SET held_until = 1 WHERE held_until IS NOT NULL",
+            "UPDATE outbox SET due_at = 1",
+            "UPDATE dispatches SET due_at = 1 WHERE state = 'waiting'",
         ] {
             self.ask(statement).await;
         }
@@ -276,8 +288,10 @@ impl Stage {
             // What is still to be told of a run can begin another one, and so can a hand that is due.
             let open = self
                 .ask(&format!(
-                    "SELECT CAST(run_id AS TEXT) FROM run_queue UNION ALL SELECT CAST(run_id AS TEXT) FROM outbox \
-                     UNION ALL SELECT CAST(job_id AS TEXT) FROM schedules WHERE next_at <= {}",
+                    "SELECT 'run ' || run_id FROM run_queue UNION ALL SELECT 'to be told of ' || run_id FROM outbox \
+                     UNION ALL SELECT 'to be sent of ' || run_id || ', ' || tries || ' tries: ' || coalesce(error, '') \
+                       FROM dispatches WHERE state = 'waiting' \
+                     UNION ALL SELECT 'hand of ' || job_id FROM schedules WHERE next_at <= {}",
                     now_micros()
                 ))
                 .await;
@@ -334,7 +348,20 @@ impl Stage {
             let found = self.ask(statement).await;
             assert!(found.is_empty(), "{point}: {what}: {found:?}");
         }
+        self.check_told(point, &runs);
         self.check_logs(point).await;
+    }
+
+    /// The webhook was told of every run's end, at least once.
+    fn check_told(&self, point: &str, runs: &BTreeSet<i64>) {
+        let told = self.endpoint.heard();
+        let run = |body: &bytes::Bytes| -> i64 {
+            let event: Value = serde_json::from_slice(body).unwrap();
+            event["data"]["runId"].as_str().unwrap().parse().unwrap()
+        };
+        let told: BTreeSet<i64> = told.posts.iter().map(|(_, body)| run(body)).collect();
+        let missing: Vec<_> = runs.difference(&told).collect();
+        assert!(missing.is_empty(), "{point}: ended and not told: {missing:?}");
     }
 
     /// Every run that went well has its whole log, wherever it is by now.

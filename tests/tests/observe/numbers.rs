@@ -5,7 +5,7 @@ use dbtcloud_tests::scrape::Scrape;
 use crate::stage::Played;
 
 /// What users were promised: name and type. `docs/observe.md` explains them.
-pub const PROMISED: [(&str, &str); 33] = [
+pub const PROMISED: [(&str, &str); 35] = [
     ("dbtcloud_runs", "counter"),
     ("dbtcloud_runs_in_progress", "gauge"),
     ("dbtcloud_run_queue_depth", "gauge"),
@@ -39,6 +39,8 @@ pub const PROMISED: [(&str, &str); 33] = [
     ("dbtcloud_outbox_deliveries", "counter"),
     ("dbtcloud_outbox_depth", "gauge"),
     ("dbtcloud_outbox_delivery_failures", "counter"),
+    ("dbtcloud_dispatches", "counter"),
+    ("dbtcloud_dispatches_waiting", "gauge"),
 ];
 /// Labels that would have no bound.
 const FORBIDDEN: [&str; 7] = ["account", "account_id", "job", "job_id", "run", "run_id", "project_id"];

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dbtcloud_core::ports::{Channel, DispatchState};
 use dbtcloud_core::run::{RunStatus, StepKind, StepStatus};
 use dbtcloud_core::session::SessionStatus;
 use dbtcloud_tests::postgres;
@@ -15,6 +16,16 @@ fn words(constraint: &str) -> BTreeSet<&str> {
 fn expected() -> Vec<(&'static str, &'static str, BTreeSet<&'static str>)> {
     let live = RunStatus::ALL.into_iter().filter(|status| !status.is_terminal());
     vec![
+        (
+            "dispatches",
+            "channel",
+            Channel::ALL.into_iter().map(Channel::name).collect(),
+        ),
+        (
+            "dispatches",
+            "state",
+            DispatchState::ALL.into_iter().map(DispatchState::name).collect(),
+        ),
         (
             "runs",
             "status",

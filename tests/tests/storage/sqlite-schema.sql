@@ -44,6 +44,26 @@ CREATE TABLE credentials (
     updated_at INTEGER NOT NULL,
     body TEXT NOT NULL
 ) STRICT;
+CREATE TABLE dispatches (
+    channel TEXT NOT NULL CHECK (channel IN ('webhook', 'notification')),
+    addressee_id INTEGER NOT NULL,
+    run_id INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    account_id INTEGER NOT NULL,
+    job_id INTEGER NOT NULL,
+    event TEXT NOT NULL,
+    body TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'failed', 'dropped')),
+    due_at INTEGER NOT NULL,
+    tries INTEGER NOT NULL,
+    tried_at INTEGER,
+    code INTEGER,
+    error TEXT,
+    answer TEXT,
+    PRIMARY KEY (channel, addressee_id, run_id, sequence, part)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE environments (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     account_id INTEGER NOT NULL,
@@ -104,6 +124,19 @@ CREATE TABLE log_chunks (
     length INTEGER NOT NULL CHECK (length > 0),
     bytes BLOB NOT NULL,
     PRIMARY KEY (run_id, step_index, start_offset)
+) STRICT;
+CREATE TABLE notifications (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
 ) STRICT;
 CREATE TABLE outbox (
     consumer TEXT NOT NULL CHECK (consumer IN ('follow', 'notify', 'lineage')),
@@ -281,6 +314,19 @@ CREATE TABLE variables (
     updated_at INTEGER NOT NULL,
     body TEXT NOT NULL
 ) STRICT;
+CREATE TABLE webhooks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    project_id INTEGER,
+    parent_id INTEGER,
+    name TEXT NOT NULL,
+    lookup TEXT,
+    deleted INTEGER NOT NULL,
+    version INTEGER NOT NULL CHECK (version > 0),
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
 CREATE INDEX accounts_by_account ON accounts (account_id, project_id, id);
 CREATE UNIQUE INDEX accounts_by_lookup ON accounts (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX accounts_by_parent ON accounts (parent_id) WHERE parent_id IS NOT NULL;
@@ -290,6 +336,10 @@ CREATE INDEX connections_by_parent ON connections (parent_id) WHERE parent_id IS
 CREATE INDEX credentials_by_account ON credentials (account_id, project_id, id);
 CREATE UNIQUE INDEX credentials_by_lookup ON credentials (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX credentials_by_parent ON credentials (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX dispatches_due ON dispatches (channel, due_at) WHERE state = 'waiting';
+CREATE INDEX dispatches_ended ON dispatches (created_at) WHERE state <> 'waiting';
+CREATE INDEX dispatches_posted ON dispatches (channel, addressee_id, created_at);
+CREATE INDEX dispatches_tried ON dispatches (channel, addressee_id, tried_at) WHERE tried_at IS NOT NULL;
 CREATE INDEX environments_by_account ON environments (account_id, project_id, id);
 CREATE UNIQUE INDEX environments_by_lookup ON environments (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX environments_by_parent ON environments (parent_id) WHERE parent_id IS NOT NULL;
@@ -299,6 +349,9 @@ CREATE INDEX extended_attributes_by_parent ON extended_attributes (parent_id) WH
 CREATE INDEX jobs_by_account ON jobs (account_id, project_id, id);
 CREATE UNIQUE INDEX jobs_by_lookup ON jobs (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX jobs_by_parent ON jobs (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX notifications_by_account ON notifications (account_id, project_id, id);
+CREATE UNIQUE INDEX notifications_by_lookup ON notifications (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+CREATE INDEX notifications_by_parent ON notifications (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX outbox_due ON outbox (consumer, due_at, run_id, sequence);
 CREATE INDEX projects_by_account ON projects (account_id, project_id, id);
 CREATE UNIQUE INDEX projects_by_lookup ON projects (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
@@ -331,3 +384,6 @@ CREATE INDEX users_by_parent ON users (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX variables_by_account ON variables (account_id, project_id, id);
 CREATE UNIQUE INDEX variables_by_lookup ON variables (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX variables_by_parent ON variables (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX webhooks_by_account ON webhooks (account_id, project_id, id);
+CREATE UNIQUE INDEX webhooks_by_lookup ON webhooks (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
+CREATE INDEX webhooks_by_parent ON webhooks (parent_id) WHERE parent_id IS NOT NULL;

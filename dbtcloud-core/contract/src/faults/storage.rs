@@ -8,10 +8,10 @@ use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
-    Ack, AgentIdentity, Batch, Bell, BellStream, Catalog, Claimed, Consumer, Delivery, Digest, EndedFilter, Enqueued,
-    Event, Fence, Fired, Firing, History, Journal, Leases, LogPage, LogPart, Logs, NewSession, Outbox, Owner, Renewed,
-    RunChange, RunFilter, RunPart, RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage,
-    TicketIssue, Tickets, Wakeups,
+    Ack, Addressee, AgentIdentity, Batch, Bell, BellStream, Catalog, Channel, Claimed, Consumer, Delivery, Digest,
+    Dispatch, DispatchId, Dispatched, Dispatches, EndedFilter, Enqueued, Event, Fence, Fired, Firing, History, Journal,
+    Leases, LogPage, LogPart, Logs, NewSession, Next, Outbox, Owner, Renewed, RunChange, RunFilter, RunPart, RunState,
+    Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Try, Wakeups,
 };
 use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -188,6 +188,79 @@ impl Outbox for FaultyStorage {
     async fn depth(&self, consumer: Consumer) -> Result<u64> {
         self.faults
             .strike("outbox.depth", true, || self.stores.outbox.depth(consumer))
+            .await
+    }
+}
+
+#[async_trait]
+impl Dispatches for FaultyStorage {
+    async fn post(&self, dispatches: &[Dispatch]) -> Result<()> {
+        self.faults
+            .strike("dispatches.post", true, || self.stores.dispatches.post(dispatches))
+            .await
+    }
+
+    async fn take(
+        &self,
+        channel: Channel,
+        now: Timestamp,
+        until: Timestamp,
+        limit: u32,
+        each: u32,
+        except: &[Addressee],
+    ) -> Result<Vec<Dispatched>> {
+        self.faults
+            .strike("dispatches.take", true, || {
+                self.stores.dispatches.take(channel, now, until, limit, each, except)
+            })
+            .await
+    }
+
+    async fn settle(&self, id: &DispatchId, tried: &Try, next: Next) -> Result<()> {
+        self.faults
+            .strike("dispatches.settle", true, || {
+                self.stores.dispatches.settle(id, tried, next)
+            })
+            .await
+    }
+
+    async fn dispatch(&self, account: AccountId, id: &DispatchId) -> Result<Dispatched> {
+        self.faults
+            .strike("dispatches.dispatch", true, || {
+                self.stores.dispatches.dispatch(account, id)
+            })
+            .await
+    }
+
+    async fn dispatches(&self, account: AccountId, to: Addressee, page: Page) -> Result<Paged<Dispatched>> {
+        self.faults
+            .strike("dispatches.dispatches", true, || {
+                self.stores.dispatches.dispatches(account, to, page)
+            })
+            .await
+    }
+
+    async fn last_tries(&self, to: Addressee, ended: bool, limit: u32) -> Result<Vec<Dispatched>> {
+        self.faults
+            .strike("dispatches.last_tries", true, || {
+                self.stores.dispatches.last_tries(to, ended, limit)
+            })
+            .await
+    }
+
+    async fn undelivered(&self, channel: Channel) -> Result<u64> {
+        self.faults
+            .strike("dispatches.undelivered", true, || {
+                self.stores.dispatches.undelivered(channel)
+            })
+            .await
+    }
+
+    async fn forget_dispatches(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        self.faults
+            .strike("dispatches.forget_dispatches", true, || {
+                self.stores.dispatches.forget_dispatches(before, limit)
+            })
             .await
     }
 }

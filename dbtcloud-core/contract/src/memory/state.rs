@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use dbtcloud_core::catalog::{Kind, Row};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
-use dbtcloud_core::ports::{Consumer, Digest, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue};
+use dbtcloud_core::ports::{
+    Consumer, Digest, DispatchId, Dispatched, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue,
+};
 use dbtcloud_core::run::{Month, NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
 use dbtcloud_core::session::Session;
 use dbtcloud_core::time::Timestamp;
@@ -75,11 +77,17 @@ pub enum Mutation {
     IgnoreEnds,
     /// Sessions that have not ended are forgotten.
     ForgetOpen,
+    /// A dispatch that was taken is offered to the next caller.
+    SendTwice,
+    /// Of one addressee any number is sent at one time.
+    CrowdOut,
+    /// What is on its way to others is shown.
+    ShowDispatches,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 33] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -110,6 +118,9 @@ impl Mutation {
         Self::ExpireLive,
         Self::IgnoreEnds,
         Self::ForgetOpen,
+        Self::SendTwice,
+        Self::CrowdOut,
+        Self::ShowDispatches,
     ];
 }
 
@@ -126,6 +137,8 @@ pub(super) struct State {
     pub(super) tickets: BTreeMap<Digest, TicketIssue>,
     /// Which attempt a key stands for. An attempt has at most one.
     pub(super) keys: BTreeMap<Digest, (RunId, u32)>,
+    /// What is to be sent and what was, and when each is due.
+    pub(super) dispatches: BTreeMap<DispatchId, (Dispatched, Timestamp)>,
 }
 
 /// The last number given out of each series.

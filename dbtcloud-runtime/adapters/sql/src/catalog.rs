@@ -29,11 +29,13 @@ macro_rules! per_kind {
                 Kind::Environment => concat!($before, "environments", $after),
                 Kind::ExtendedAttributes => concat!($before, "extended_attributes", $after),
                 Kind::Job => concat!($before, "jobs", $after),
+                Kind::Notification => concat!($before, "notifications", $after),
                 Kind::Project => concat!($before, "projects", $after),
                 Kind::Repository => concat!($before, "repositories", $after),
                 Kind::Token => concat!($before, "tokens", $after),
                 Kind::User => concat!($before, "users", $after),
                 Kind::Variable => concat!($before, "variables", $after),
+                Kind::Webhook => concat!($before, "webhooks", $after),
             })
         }
     };

@@ -20,6 +20,7 @@
 compile_error!("dbtcloud-sql needs the feature `postgres` or `sqlite`");
 
 mod catalog;
+mod dispatches;
 mod engine;
 mod error;
 mod history;
