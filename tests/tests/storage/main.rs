@@ -7,6 +7,7 @@ mod migrations;
 mod names;
 mod pace;
 mod races;
+mod schema;
 mod subjects;
 mod transfer;
 

@@ -1,4 +1,4 @@
-//! The schema: never touched by connecting, made once, the same from wherever one comes.
+//! Migrations: made once, by whoever comes first, and of no effect on what is not ours.
 
 use dbtcloud_core::ErrorKind;
 use dbtcloud_core::ports::Runs;
@@ -7,90 +7,6 @@ use dbtcloud_tests::postgres;
 use sqlx::Connection;
 
 use crate::subjects::{ACCOUNT, at, new_run, sqlite_url};
-
-/// The schema as SQLite tells it. Regenerate with `UPDATE_GOLDEN=1` after adding a migration.
-const GOLDEN: &str = include_str!("sqlite-schema.sql");
-
-async fn schema(url: &str) -> String {
-    let mut connection = sqlx::SqliteConnection::connect(url).await.unwrap();
-    let rows: Vec<(String,)> = sqlx::query_as(
-        "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%' ORDER BY type DESC, name",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .unwrap();
-    rows.into_iter().map(|(sql,)| format!("{sql};\n")).collect()
-}
-
-#[tokio::test]
-async fn an_empty_sqlite_file_comes_to_the_golden_schema_and_stays_there() {
-    let home = tempfile::tempdir().unwrap();
-    let url = sqlite_url(home.path());
-    let storage = SqlStorage::connect(&url, Options::new()).await.unwrap();
-    assert_eq!(storage.schema_version().await.unwrap(), 0, "connecting changes nothing");
-    storage.migrate().await.unwrap();
-    assert_eq!(storage.schema_version().await.unwrap(), SqlStorage::SCHEMA_VERSION);
-    storage.check().await.unwrap();
-    let first = schema(&url).await;
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/storage/sqlite-schema.sql");
-        std::fs::write(path, &first).unwrap();
-    } else {
-        assert_eq!(first, GOLDEN, "a migration that was released is never edited");
-    }
-    storage.migrate().await.unwrap();
-    assert_eq!(schema(&url).await, first);
-}
-
-#[tokio::test]
-async fn both_engines_have_the_same_tables_columns_and_indexes() {
-    let home = tempfile::tempdir().unwrap();
-    let url = sqlite_url(home.path());
-    SqlStorage::connect(&url, Options::new())
-        .await
-        .unwrap()
-        .migrate()
-        .await
-        .unwrap();
-    let database = postgres::database();
-    SqlStorage::connect(&database.url(), Options::new())
-        .await
-        .unwrap()
-        .migrate()
-        .await
-        .unwrap();
-
-    let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
-    let columns: Vec<(String,)> = sqlx::query_as(
-        "SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c \
-         WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name <> 'run_numbers'",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .unwrap();
-    let indexes: Vec<(String,)> =
-        sqlx::query_as("SELECT name FROM sqlite_schema WHERE type = 'index' AND name NOT LIKE 'sqlite%'")
-            .fetch_all(&mut connection)
-            .await
-            .unwrap();
-    let sorted = |rows: Vec<(String,)>| {
-        let mut names: Vec<String> = rows.into_iter().map(|(name,)| name).collect();
-        names.sort();
-        names.join("\n")
-    };
-    let there = database.ask(
-        "SELECT table_name || '.' || column_name FROM information_schema.columns \
-         WHERE table_schema = 'public' AND NOT (SELECT relispartition FROM pg_class WHERE oid = table_name::regclass) \
-         ORDER BY (table_name || '.' || column_name) COLLATE \"C\"",
-    );
-    assert_eq!(sorted(columns), there);
-    let there = database.ask(
-        "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND indexname !~ '_(pkey|key)$' \
-            AND NOT (SELECT relispartition FROM pg_class WHERE oid = indexname::regclass) \
-         ORDER BY indexname COLLATE \"C\"",
-    );
-    assert_eq!(sorted(indexes), there);
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_processes_migrate_one_database_at_once() {
