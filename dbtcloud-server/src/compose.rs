@@ -147,6 +147,7 @@ pub async fn compose(
         .await
         .map_err(told)
         .context("the database cannot be used by this version")?;
+    storage.check_writable().await.map_err(told)?;
     let vault = KeyringVault::from_text(&key_text(settings)?)
         .map_err(told)
         .with_context(|| format!("key file {} cannot be used", settings.key_file.display()))?;
@@ -210,6 +211,7 @@ pub async fn beside(
         .await
         .map_err(told)
         .context("the database cannot be used by this version")?;
+    storage.check_writable().await.map_err(told)?;
     let options = ArtifactOptions::new().with_standard_credentials();
     let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url, &options).map_err(told)?;
     let executor = LocalExecutor::new(data.join("executions")).map_err(told)?;

@@ -16,6 +16,9 @@ use crate::App;
 /// How long the artifact store may take to answer whether it is there.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
+/// The component that every process needs.
+const DATABASE: &str = "database";
+
 /// One thing that a server depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
@@ -25,6 +28,19 @@ pub struct Component {
     pub fault: Option<String>,
     /// Whether the server is not ready without it. Otherwise it is only slower.
     pub vital: bool,
+}
+
+impl Component {
+    fn vital(name: &'static str, error: Option<dbtcloud_core::Error>) -> Self {
+        if let Some(error) = &error {
+            tracing::warn!(component = name, error = %error.chain(), "not ready");
+        }
+        Self {
+            name,
+            fault: error.map(|error| error.to_string()),
+            vital: true,
+        }
+    }
 }
 
 /// Whether a server can do its work now.
@@ -56,16 +72,6 @@ impl Readiness {
         };
         let ticked = plane.metrics().scheduler_tick_at.get();
         let idle = plane.clock().now().since(dbtcloud_core::Timestamp::from_micros(ticked));
-        let component = |name, error: Option<dbtcloud_core::Error>| {
-            if let Some(error) = &error {
-                tracing::warn!(component = name, error = %error.chain(), "not ready");
-            }
-            Component {
-                name,
-                fault: error.map(|error| error.to_string()),
-                vital: true,
-            }
-        };
         // Told by the loop that listens, where there is one; without wake-ups the loops poll.
         let wakeups = Component {
             name: "wakeups",
@@ -76,8 +82,8 @@ impl Readiness {
         };
         Self {
             components: vec![
-                component("database", database),
-                component("artifacts", artifacts),
+                Component::vital(DATABASE, database),
+                Component::vital("artifacts", artifacts),
                 wakeups,
             ],
             scheduler_idle_seconds: (ticked > 0).then_some(idle.as_secs()),
@@ -98,7 +104,13 @@ pub(crate) async fn alive() -> &'static str {
 
 /// 200 when everything vital answers, 503 with the reasons otherwise.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
-    let readiness = Readiness::of(&app.plane).await;
+    let mut readiness = Readiness::of(&app.plane).await;
+    if let Some(check) = &app.options.database {
+        let answers = |component: &&mut Component| component.name == DATABASE && component.fault.is_none();
+        if let Some(database) = readiness.components.iter_mut().find(answers) {
+            *database = Component::vital(DATABASE, check().await.err());
+        }
+    }
     let draining = app.options.draining.is_cancelled();
     let ready = readiness.is_ready() && !draining;
     let status = if ready {

@@ -59,6 +59,9 @@ pub struct Connections {
     pub used: u32,
 }
 
+/// Tells whether this binary works with what a process depends on.
+pub type Check = Arc<dyn Fn() -> futures::future::BoxFuture<'static, dbtcloud_core::Result<()>> + Send + Sync>;
+
 /// What a server can be told. Every limit has a name here.
 #[derive(Clone)]
 pub struct Options {
@@ -78,6 +81,9 @@ pub struct Options {
     pub draining: tokio_util::sync::CancellationToken,
     /// Tells the connections to the database, for `/metrics`.
     pub connections: Option<Arc<dyn Fn() -> Connections + Send + Sync>>,
+    /// Tells whether the database, which answers, can also be worked with, for `/readyz`: a newer release may have
+    /// changed its schema meanwhile, or it may have become read-only.
+    pub database: Option<Check>,
 }
 
 impl Default for Options {
@@ -90,6 +96,7 @@ impl Default for Options {
             authenticator: None,
             draining: tokio_util::sync::CancellationToken::new(),
             connections: None,
+            database: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use dbtcloud_runtime::dial::Dialer;
+use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -52,12 +53,21 @@ pub async fn serve_on(
 ) -> anyhow::Result<()> {
     let (plane, storage) = (composed.plane.clone(), composed.storage.clone());
     let draining = CancellationToken::new();
+    let database = storage.clone();
     let options = Options {
         draining: draining.clone(),
         public_url: settings.public_url.clone(),
         connections: Some(Arc::new(move || {
             let (idle, used) = storage.connections();
             Connections { idle, used }
+        })),
+        database: Some(Arc::new(move || {
+            let storage = database.clone();
+            async move {
+                storage.check().await?;
+                storage.check_writable().await
+            }
+            .boxed()
         })),
         ..Options::default()
     };

@@ -74,19 +74,7 @@ impl Installation {
     /// When it cannot be bootstrapped.
     pub fn with(arguments: &[&str]) -> Self {
         let directory = tempfile::Builder::new().prefix("dbtcloud-test-").tempdir().unwrap();
-        share_environments(directory.path());
-        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut installation = Self {
-            directory,
-            expected: Vec::new(),
-            environment: Vec::new(),
-            arguments,
-            keys: None,
-            listen: format!("127.0.0.1:{port}"),
-            server: None,
-            api: Api::new("", "", 0),
-        };
+        let mut installation = Self::in_directory(directory, arguments);
         let output = installation
             .command("bootstrap")
             .args(["--json", "--account", "Test", "--email", "test@localhost"])
@@ -103,6 +91,35 @@ impl Installation {
             said["token"].as_str().unwrap(),
             said["account_id"].as_i64().unwrap(),
         );
+        installation
+    }
+
+    fn in_directory(directory: TempDir, arguments: &[&str]) -> Self {
+        share_environments(directory.path());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self {
+            directory,
+            expected: Vec::new(),
+            environment: Vec::new(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            keys: None,
+            listen: format!("127.0.0.1:{port}"),
+            server: None,
+            api: Api::new("", "", 0),
+        }
+    }
+
+    /// A server on a database that has an account with a token.
+    ///
+    /// # Panics
+    /// When no directory can be had.
+    pub fn existing(database_url: &str, token: &str, account: i64) -> Self {
+        let directory = tempfile::Builder::new().prefix("dbtcloud-test-").tempdir().unwrap();
+        let keys = tempfile::Builder::new().prefix("dbtcloud-key-").tempdir().unwrap();
+        let key = key_file(keys.path());
+        let mut installation = Self::in_directory(directory, &["--database-url", database_url, "--key-file", &key]);
+        installation.keys = Some(keys);
+        installation.api = Api::new(&installation.url(), token, account);
         installation
     }
 

@@ -10,6 +10,7 @@ pub mod installation;
 pub mod postgres;
 pub mod processes;
 pub mod project;
+pub mod released;
 pub mod s3;
 pub mod scrape;
 mod shared;

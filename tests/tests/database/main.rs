@@ -2,6 +2,7 @@
 //! database restarts or is of another version.
 
 mod tls;
+mod upgrade;
 
 use std::path::Path;
 use std::process::Command;

@@ -10,6 +10,7 @@ mod races;
 mod schema;
 mod subjects;
 mod transfer;
+mod upgrade;
 
 use dbtcloud_contract::suite::Subject;
 

@@ -96,7 +96,7 @@ fn judge_postgres(code: &str, message: &str) -> Error {
         "40001" | "40P01" => unavailable("database: lost against another transaction"),
         "55P03" => unavailable("database: a lock was not had within the time limit"),
         "57014" => unavailable("database: a statement took too long"),
-        "25006" => unavailable("database: the server is read-only (a standby?)"),
+        "25006" => read_only(),
         "53100" => unavailable("database: the server's disk is full; make room on it"),
         "53300" => {
             unavailable("database: the server has no connection left; raise max_connections or lower the pool size")
@@ -136,6 +136,14 @@ fn judge_sqlite(code: i32, message: &str) -> Error {
         18 => Error::new(ErrorKind::Invalid, "database: a value is too big"),
         _ => Error::corrupt(format!("database: unexpected error {code}: {message}")),
     }
+}
+
+/// Of a server; of a file SQLite tells.
+pub(crate) fn read_only() -> Error {
+    Error::unavailable(
+        "database: the server is read-only; name the primary and not a standby, or look at \
+         default_transaction_read_only",
+    )
 }
 
 fn unmigrated() -> Error {

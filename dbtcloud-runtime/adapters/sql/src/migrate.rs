@@ -7,8 +7,8 @@
 
 use dbtcloud_core::{Error, Result};
 
-use crate::engine::{Link, Sql, args};
-use crate::error::RUN_MIGRATE;
+use crate::engine::{Engine, Link, Sql, args};
+use crate::error::{RUN_MIGRATE, read_only};
 use crate::storage::SqlStorage;
 
 struct Migration {
@@ -55,6 +55,13 @@ const RECORD: Sql = Sql::both("INSERT INTO schema_migrations (number, name) VALU
 /// From [`HAS_OLDEST`] on.
 const RECORD_OLDEST: Sql = Sql::both("INSERT INTO schema_migrations (number, name, oldest_binary) VALUES ($1, $2, $3)");
 const OLDEST: Sql = Sql::both("SELECT max(oldest_binary) AS oldest FROM schema_migrations");
+
+/// SQLite tells when a transaction that writes begins.
+const READ_ONLY: Sql = Sql::each(
+    "SELECT count(*) AS refused FROM (SELECT current_setting('transaction_read_only')) AS told (answer) \
+        WHERE answer = 'on'",
+    "SELECT 0 AS refused",
+);
 
 /// The step that adds the column `oldest_binary`.
 const HAS_OLDEST: u32 = 3;
@@ -129,6 +136,20 @@ impl SqlStorage {
             return Err(Error::unavailable(
                 "database: what was copied or restored into it is not whole; run the same command again to its end",
             ));
+        }
+        Ok(())
+    }
+
+    /// `Ok` when the database can be written. Changes nothing. Errors: `Unavailable` when it is read-only or does
+    /// not answer.
+    pub async fn check_writable(&self) -> Result<()> {
+        let mut reader = self.database.read().await?;
+        if reader.link().one(&READ_ONLY, args![]).await?.int("refused")? != 0 {
+            return Err(read_only());
+        }
+        drop(reader);
+        if self.engine() == Engine::Sqlite {
+            drop(self.database.begin().await?);
         }
         Ok(())
     }
