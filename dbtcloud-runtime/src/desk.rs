@@ -6,7 +6,7 @@ pub(crate) mod door;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -25,7 +25,10 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use crate::plane::ControlPlane;
-use crate::protocol::{FRAME_LIMIT_BYTES, Redeem, Refusal, Report, ReportAck, RunPlan, Stored, status_of};
+use crate::protocol::{
+    FRAME_LIMIT_BYTES, PROTOCOL_HEADER, PROTOCOL_WRITTEN, Redeem, Refusal, Report, ReportAck, RunPlan, Stored,
+    readable, status_of,
+};
 use crate::{plan, plane};
 
 /// The shortest key an agent may bind, in bytes.
@@ -100,7 +103,20 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         )
         .route("/agent/v1/state/{file}", get(get_state))
         .with_state(plane);
-    desk.layer(from_fn(observed))
+    desk.layer(from_fn(understood)).layer(from_fn(observed))
+}
+
+/// Answers only what is of a protocol that can be read, and says which one the answer is of.
+async fn understood(request: Request, next: Next) -> Response {
+    let written = request.headers().get(PROTOCOL_HEADER);
+    let written = written.map(|value| value.to_str().unwrap_or("unknown"));
+    let mut response = match readable(written) {
+        Ok(()) => next.run(request).await,
+        Err(error) => Refused(error).into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL_WRITTEN));
+    response
 }
 
 /// Every line that is logged for an agent names its run, as soon as that is known.

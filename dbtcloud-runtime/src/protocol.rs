@@ -11,6 +11,14 @@
 //! All but `redeem` carry `Authorization: Bearer <key>`, the key that the agent bound to itself when it
 //! redeemed its ticket. A refusal is a [`Refusal`] with the status of its kind: 400 invalid, 403 denied,
 //! 404 not found, 409 conflict, 410 fenced (stop dbt and exit), 503 unavailable (try again).
+//!
+//! **Versions.** Each request and each answer says in the header [`PROTOCOL_HEADER`] which protocol it is written in;
+//! without it, in protocol 1. An agent outlives the server that started it, and what it says may reach any server of
+//! the installation, of this release or of the one beside it. So what is new is first only read: a release that
+//! learns a protocol goes on writing the one before ([`PROTOCOL_READ`]), and the release after it writes the new one
+//! ([`PROTOCOL_WRITTEN`]). Fields may be added within a protocol, as long as whoever does not know them can do without,
+//! and read with a default; a new variant or meaning is a new protocol. Who cannot read what comes says so and is asked
+//! again (503): another server may be able to.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +28,31 @@ use dbtcloud_core::ports::{BATCH_LIMIT_BYTES, RunPatch};
 use dbtcloud_core::run::{NodeReport, RunEvent, RunStatus, StepPlan, StepState};
 use dbtcloud_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+
+/// The header that says which protocol a request or an answer is written in.
+pub const PROTOCOL_HEADER: &str = "dbtcloud-protocol";
+/// The protocol that this release writes.
+pub const PROTOCOL_WRITTEN: u32 = 1;
+/// The protocols that this release reads: at least those that this release and the one before write.
+pub const PROTOCOL_READ: std::ops::RangeInclusive<u32> = 1..=1;
+
+/// Whether what says so in its header can be read.
+///
+/// # Errors
+/// `Unavailable` when it is of a protocol that this release does not read; the text says what to do.
+pub fn readable(header: Option<&str>) -> Result<()> {
+    let written = header.map_or(Some(1), |text| text.parse().ok());
+    match written {
+        Some(protocol) if PROTOCOL_READ.contains(&protocol) => Ok(()),
+        _ => Err(Error::unavailable(format!(
+            "agent protocol {} is not read here, {} to {} are: agents and servers are more than one release apart; \
+             upgrade the older ones",
+            header.unwrap_or("1"),
+            PROTOCOL_READ.start(),
+            PROTOCOL_READ.end()
+        ))),
+    }
+}
 
 /// The longest a report's header may be, in bytes.
 pub const HEADER_LIMIT_BYTES: usize = 8 * 1024 * 1024;
@@ -365,6 +398,20 @@ pub const fn kind_of(status: u16) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_of_no_protocol_that_is_read_is_refused() {
+        for (header, fine) in [
+            (None, true),
+            (Some("1"), true),
+            (Some("0"), false),
+            (Some("2"), false),
+            (Some("new"), false),
+        ] {
+            assert_eq!(readable(header).is_ok(), fine, "{header:?}");
+        }
+        assert!(PROTOCOL_READ.contains(&PROTOCOL_WRITTEN));
+    }
 
     #[test]
     fn a_report_survives_its_frame() {

@@ -117,7 +117,7 @@ impl Installation {
         let directory = tempfile::Builder::new().prefix("dbtcloud-test-").tempdir().unwrap();
         let keys = tempfile::Builder::new().prefix("dbtcloud-key-").tempdir().unwrap();
         let key = key_file(keys.path());
-        let mut installation = Self::in_directory(directory, &["--database-url", database_url, "--key-file", &key]);
+        let mut installation = Self::in_directory(directory, &["--database-url", database_url, "--key-file", &key, "--drain-seconds", "0"]);
         installation.keys = Some(keys);
         installation.api = Api::new(&installation.url(), token, account);
         installation
@@ -131,7 +131,8 @@ impl Installation {
         let folder = tempfile::Builder::new().prefix("dbtcloud-key-").tempdir().unwrap();
         let key = key_file(folder.path());
         let own = ["--database-url", database_url, "--key-file", &key, "--migrate"];
-        let mut installation = Self::with(&[&own, arguments].concat());
+        let quick = ["--drain-seconds", "0"];
+        let mut installation = Self::with(&[&own[..], &quick, arguments].concat());
         installation.keys = Some(folder);
         installation
     }

@@ -21,7 +21,9 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::dial::{Client, Dialer};
-use crate::protocol::{Redeem, Refusal, Report, ReportAck, RunPlan, Stored, kind_of};
+use crate::protocol::{
+    PROTOCOL_HEADER, PROTOCOL_WRITTEN, Redeem, Refusal, Report, ReportAck, RunPlan, Stored, kind_of, readable,
+};
 
 /// The longest answer that is read whole.
 const ANSWER_LIMIT_BYTES: usize = 64 * 1024 * 1024;
@@ -144,7 +146,9 @@ impl Uplink {
             .uri(self.url(parts)?.as_str())
             .body(body)
             .map_err(|e| Error::invalid("DBTCLOUD_SERVER", "expected an address").because(e))?;
-        request.headers_mut().insert(AUTHORIZATION, self.bearer.clone());
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, self.bearer.clone());
+        headers.insert(PROTOCOL_HEADER, HeaderValue::from(PROTOCOL_WRITTEN));
         Ok(request)
     }
 
@@ -154,6 +158,8 @@ impl Uplink {
         let response = self.client.request(request).await.map_err(unreachable)?;
         let status = response.status();
         if status.is_success() {
+            let written = response.headers().get(PROTOCOL_HEADER);
+            readable(written.map(|value| value.to_str().unwrap_or("unknown")))?;
             return Ok(response);
         }
         let body = Limited::new(response.into_body(), REFUSAL_LIMIT_BYTES).collect().await;

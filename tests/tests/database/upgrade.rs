@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dbtcloud_contract::wait::until;
+use dbtcloud_runtime::protocol::{PROTOCOL_HEADER, PROTOCOL_READ};
 use dbtcloud_sql::SqlStorage;
 use dbtcloud_tests::installation::{Installation, binary, key_file};
 use dbtcloud_tests::{fake, postgres, released};
@@ -135,7 +136,18 @@ async fn an_old_server_serves_on_beside_a_new_schema_as_long_as_that_says_so() {
     assert_eq!(ended["status"], json!(10), "{ended:#}");
     assert_eq!(read().await.0, 200);
     installation.stop().await;
+
+    // Its own agents are understood; one of a release that is too far away is told so, and may ask again elsewhere.
+    installation.environment = vec![("DBTCLOUD_AGENT_URL", installation.url())];
+    installation.expected.push("is not read here");
     installation.start().await;
+    let asked = reqwest::Client::new()
+        .post(format!("{}/agent/v1/report", installation.url()))
+        .header(PROTOCOL_HEADER, PROTOCOL_READ.end() + 1);
+    let answer = asked.send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    let said = answer.text().await.unwrap();
+    assert!(said.contains("upgrade the older ones"), "{said}");
     let ended = api.ended(api.trigger(job).await, LIMIT).await;
     assert_eq!(ended["status"], json!(10), "{ended:#}");
 
