@@ -117,7 +117,17 @@ impl Installation {
         let directory = tempfile::Builder::new().prefix("dbtcloud-test-").tempdir().unwrap();
         let keys = tempfile::Builder::new().prefix("dbtcloud-key-").tempdir().unwrap();
         let key = key_file(keys.path());
-        let mut installation = Self::in_directory(directory, &["--database-url", database_url, "--key-file", &key, "--drain-seconds", "0"]);
+        let mut installation = Self::in_directory(
+            directory,
+            &[
+                "--database-url",
+                database_url,
+                "--key-file",
+                &key,
+                "--drain-seconds",
+                "0",
+            ],
+        );
         installation.keys = Some(keys);
         installation.api = Api::new(&installation.url(), token, account);
         installation

@@ -144,11 +144,11 @@ fn what_is_wrong_with_a_connection_is_said_with_what_to_do() {
 async fn a_server_has_no_connection_without_tls_and_says_who_it_is() {
     let world = tokio::task::spawn_blocking(World::new).await.unwrap();
     let url = world.url("postgres", "localhost", "sslmode=verify-full&sslrootcert=FOLDER/ca.pem");
-    let more = ["--role", "scheduler,cleanup", "--database-pool-size", "3"];
+    let more = ["--role", "scheduler,gateway", "--database-pool-size", "3"];
     let mut installation = Installation::on(&url, &more);
     installation.start().await;
     let ask = |what: &str| {
-        let ours = "application_name ~ '^dbtcloud/scheduler\\+cleanup/.+-[0-9]+-[0-9a-f]{8}$'";
+        let ours = "application_name ~ '^dbtcloud/gateway\\+scheduler/.+-[0-9]+-[0-9a-f]{8}$'";
         world.database.ask(&format!(
             "SELECT {what} FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) \
              WHERE datname = current_database() AND {ours}"
