@@ -174,7 +174,7 @@ forward! {
         reads due(now: Timestamp, limit: u32) -> Vec<ScheduleEntry>;
         reads next() -> Option<Timestamp>;
         reads of(jobs: &[JobId]) -> Vec<ScheduleEntry>;
-        writes fire(firing: &Firing, now: Timestamp) -> Fired = format!("job {} due {}", firing.job, firing.seen);
+        writes fire(firings: &[Firing], now: Timestamp) -> Vec<Fired> = format!("{} schedules", firings.len());
     }
     Sessions {
         writes open(new: NewSession, now: Timestamp) -> Session =

@@ -43,7 +43,7 @@ pub use runs::{
     Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, MESSAGE_LIMIT_BYTES,
     Owner, Renewed, RunChange, RunFilter, RunPatch, RunSort, RunState, Runs, Taken,
 };
-pub use schedules::{Fired, Firing, ScheduleEntry, Schedules};
+pub use schedules::{FIRE_LIMIT, Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};
 pub use tickets::{AgentIdentity, Digest, TicketIssue, Tickets};
 pub use vault::Vault;

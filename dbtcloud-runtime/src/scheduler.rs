@@ -8,11 +8,12 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use dbtcloud_core::account::Account;
-use dbtcloud_core::catalog::{CatalogExt, Record};
+use dbtcloud_core::catalog::{CatalogExt, Kind, Query, Record, Row};
 use dbtcloud_core::environment::Environment;
-use dbtcloud_core::id::{AccountId, EnvironmentId, RunId};
+use dbtcloud_core::id::{AccountId, EnvironmentId, JobId, RunId};
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::{Bell, Claimed, Fence, Fired, Firing, ScheduleEntry};
+use dbtcloud_core::page::{PAGE_LIMIT, Page};
+use dbtcloud_core::ports::{Bell, Claimed, FIRE_LIMIT, Fence, Fired, Firing, ScheduleEntry};
 use dbtcloud_core::run::{CauseCategory, Limits, Request, Run, Trigger, admit};
 use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 use futures::{FutureExt, StreamExt};
@@ -154,6 +155,9 @@ impl Scheduler {
     async fn fire_due(&self) -> Result<usize> {
         let now = self.plane.clock().now();
         let mut due = self.plane.schedules().due(now, DUE_PAGE).await?;
+        if due.is_empty() {
+            return Ok(0);
+        }
         // Every scheduler begins elsewhere, so that they seldom race for the same hand.
         let start = self
             .plane
@@ -164,42 +168,51 @@ impl Scheduler {
         let length = due.len().max(1);
         due.rotate_left(start % length);
         let mut cache = Cache::default();
-        let mut fired = 0;
+        cache.jobs(&self.plane, &due).await?;
+        let mut firings = Vec::with_capacity(due.len());
         for entry in due {
-            match self.fire(&entry, now, &mut cache).await {
-                Ok(true) => fired += 1,
-                Ok(false) => {}
-                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
-                Err(error) => {
-                    tracing::warn!(account_id = entry.account.get(), job_id = entry.job.get(), error = %error.chain(), "schedule cannot fire");
+            let prepared = self.prepare(&entry, now, &mut cache).await;
+            firings.extend(cannot_fire(entry.account, entry.job, prepared)?.flatten());
+        }
+        let mut fired = 0;
+        for some in firings.chunks(FIRE_LIMIT) {
+            match self.fire(some, now).await {
+                Ok(count) => fired += count,
+                Err(error) if error.kind() == ErrorKind::Unavailable || some.len() == 1 => {
+                    let account = some[0].run.as_ref().map_or(AccountId::new(0), |run| run.account);
+                    fired += cannot_fire(account, some[0].job, Err(error))?.unwrap_or(0);
+                }
+                // One of them cannot be stored: the others fire without it.
+                Err(_) => {
+                    for one in some {
+                        let account = one.run.as_ref().map_or(AccountId::new(0), |run| run.account);
+                        let count = self.fire(std::slice::from_ref(one), now).await;
+                        fired += cannot_fire(account, one.job, count)?.unwrap_or(0);
+                    }
                 }
             }
         }
         Ok(fired)
     }
 
-    /// Fires one hand: a run for the instant that is due, and the hand on to the first instant after now.
+    /// What one hand is to do: a run for the instant that is due, and on to the first instant after now.
     /// Instants that were missed meanwhile (the platform was down) are made up for by this one run.
-    async fn fire(&self, entry: &ScheduleEntry, now: Timestamp, cache: &mut Cache) -> Result<bool> {
+    async fn prepare(&self, entry: &ScheduleEntry, now: Timestamp, cache: &mut Cache) -> Result<Option<Firing>> {
         let Some(seen) = entry.next_at else {
-            return Ok(false);
+            return Ok(None);
         };
-        let job = match self.plane.catalog().fetch::<Job>(entry.account, entry.job).await {
-            Ok(job) => job,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let off = ScheduleEntry {
-                    next_at: None,
-                    job_version: u64::MAX >> 1,
-                    ..entry.clone()
-                };
-                self.plane.schedules().put(&off, now).await?;
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
+        let Some(job) = cache.job(entry)? else {
+            let off = ScheduleEntry {
+                next_at: None,
+                job_version: u64::MAX >> 1,
+                ..entry.clone()
+            };
+            self.plane.schedules().put(&off, now).await?;
+            return Ok(None);
         };
         let Some(schedule) = job.active_schedule().filter(|_| job.version == entry.job_version) else {
             self.plane.set_hand(&job).await?;
-            return Ok(false);
+            return Ok(None);
         };
         let next = schedule.next_after(seen.max(now));
         let mut trigger = Trigger::new(CauseCategory::Scheduled, "scheduled");
@@ -222,18 +235,27 @@ impl Scheduler {
                 None
             }
         };
-        let firing = Firing {
+        Ok(Some(Firing {
             job: job.id,
             seen,
             job_version: job.version,
             next,
             run,
-        };
-        let fired = self.plane.schedules().fire(&firing, now).await?;
-        let queued = matches!(fired, Fired::Queued(_));
-        if queued {
-            self.plane.metrics().dispatch_lag.observe(now.since(seen));
-            // It may have taken the place of another.
+        }))
+    }
+
+    /// Fires these at once; how many runs came of it.
+    async fn fire(&self, firings: &[Firing], now: Timestamp) -> Result<usize> {
+        let fired = self.plane.schedules().fire(firings, now).await?;
+        let mut queued = 0;
+        for (firing, fired) in firings.iter().zip(fired) {
+            if let Fired::Queued(_) = fired {
+                queued += 1;
+                self.plane.metrics().dispatch_lag.observe(now.since(firing.seen));
+            }
+        }
+        if queued > 0 {
+            // They may have taken the places of others.
             self.plane.ring(Bell::Outbox);
         }
         Ok(queued)
@@ -413,14 +435,52 @@ impl Scheduler {
     }
 }
 
+/// Says that a schedule cannot fire, which concerns no other; that storage is away concerns all.
+fn cannot_fire<T>(account: AccountId, job: JobId, done: Result<T>) -> Result<Option<T>> {
+    match done {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::Unavailable => Err(error),
+        Err(error) => {
+            tracing::warn!(account_id = account.get(), job_id = job.get(), error = %error.chain(), "schedule cannot fire");
+            Ok(None)
+        }
+    }
+}
+
 /// What one tick has read already.
 #[derive(Default)]
 struct Cache {
+    jobs: BTreeMap<JobId, Row>,
     accounts: BTreeMap<AccountId, Record<Account>>,
     environments: BTreeMap<EnvironmentId, Record<Environment>>,
 }
 
 impl Cache {
+    /// Reads the jobs of these hands, a page of an account at a time.
+    async fn jobs(&mut self, plane: &ControlPlane, entries: &[ScheduleEntry]) -> Result<()> {
+        let mut of_accounts: BTreeMap<AccountId, Vec<i64>> = BTreeMap::new();
+        for entry in entries {
+            of_accounts.entry(entry.account).or_default().push(entry.job.get());
+        }
+        for (account, ids) in of_accounts {
+            for ids in ids.chunks(PAGE_LIMIT as usize) {
+                let query = Query {
+                    ids: Some(ids.to_vec()),
+                    ..Query::new(Kind::Job, account)
+                };
+                let page = plane.catalog().list(&query, Page::default()).await?;
+                self.jobs
+                    .extend(page.items.into_iter().map(|row| (JobId::new(row.id), row)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The job of a hand; `None` when it is deleted.
+    fn job(&mut self, entry: &ScheduleEntry) -> Result<Option<Record<Job>>> {
+        self.jobs.remove(&entry.job).map(Record::try_from).transpose()
+    }
+
     async fn account(&mut self, plane: &ControlPlane, id: AccountId) -> Result<Record<Account>> {
         if let Some(known) = self.accounts.get(&id) {
             return Ok(known.clone());

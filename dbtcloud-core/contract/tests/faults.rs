@@ -122,7 +122,7 @@ async fn every_instant_fires_once_through_all_faults() {
                 run: Some(new_run(seen)),
             };
             // Whatever the answer: what is due now says what is left to do.
-            let _: Result<Fired> = storage.fire(&firing, seen).await;
+            let _: Result<Vec<Fired>> = storage.fire(&[firing], seen).await;
         }
         faults.set(Rates::CALM);
         let all = storage

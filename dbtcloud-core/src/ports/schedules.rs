@@ -1,9 +1,12 @@
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{AccountId, JobId};
 use crate::run::{NewRun, Run};
 use crate::time::Timestamp;
+
+/// The most schedules that one call may fire.
+pub const FIRE_LIMIT: usize = 200;
 
 /// When a job is next due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,28 @@ pub struct Firing {
     pub run: Option<NewRun>,
 }
 
+impl Firing {
+    /// Whether one call may fire these.
+    ///
+    /// # Errors
+    /// `Invalid` for more than [`FIRE_LIMIT`], and for a job that is named twice.
+    pub fn check(firings: &[Self]) -> Result<()> {
+        if firings.len() > FIRE_LIMIT {
+            let text = format!("expected at most {FIRE_LIMIT}, got {}", firings.len());
+            return Err(Error::invalid("firings", text));
+        }
+        let mut jobs: Vec<JobId> = firings.iter().map(|firing| firing.job).collect();
+        jobs.sort_unstable();
+        match jobs.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::invalid(
+                "firings",
+                format!("expected every job once, got {} twice", pair[0]),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What came of a firing.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fired {
@@ -60,7 +85,10 @@ pub trait Schedules: Send + Sync {
     /// Of these jobs, the hands.
     async fn of(&self, jobs: &[JobId]) -> Result<Vec<ScheduleEntry>>;
 
-    /// Queues the run and moves the hand in one step, if the hand still stands at `seen` and was worked out
-    /// from `job_version`. With any number of callers one instant of one job fires exactly once.
-    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired>;
+    /// Queues the run of each and moves its hand in one step, if the hand still stands at `seen` and was worked
+    /// out from `job_version`; an answer for each, in their order. On an error none of them has fired. With any
+    /// number of callers one instant of one job fires exactly once.
+    ///
+    /// Errors: `Invalid` as for [`Firing::check`], and for a run that cannot be stored.
+    async fn fire(&self, firings: &[Firing], now: Timestamp) -> Result<Vec<Fired>>;
 }

@@ -64,8 +64,8 @@ async fn schedule(storage: SqlStorage, number: usize) -> (i64, Vec<i64>) {
                 run: Some(new),
             };
             if matches!(
-                storage.fire(&firing, at(1)).await.unwrap(),
-                dbtcloud_core::ports::Fired::Queued(_)
+                storage.fire(&[firing], at(1)).await.unwrap()[..],
+                [dbtcloud_core::ports::Fired::Queued(_)]
             ) {
                 fired += 1;
             }

@@ -453,9 +453,9 @@ impl Schedules for FaultyStorage {
             .await
     }
 
-    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired> {
+    async fn fire(&self, firings: &[Firing], now: Timestamp) -> Result<Vec<Fired>> {
         self.faults
-            .strike("schedules.fire", true, || self.stores.schedules.fire(firing, now))
+            .strike("schedules.fire", true, || self.stores.schedules.fire(firings, now))
             .await
     }
 }

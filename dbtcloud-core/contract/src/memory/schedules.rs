@@ -5,7 +5,7 @@ use dbtcloud_core::ports::{Enqueued, Fired, Firing, ScheduleEntry, Schedules};
 use dbtcloud_core::time::Timestamp;
 
 use super::MemoryStorage;
-use super::state::Mutation;
+use super::state::{Mutation, State, check_new};
 
 #[async_trait]
 impl Schedules for MemoryStorage {
@@ -45,23 +45,38 @@ impl Schedules for MemoryStorage {
             .collect())
     }
 
-    async fn fire(&self, firing: &Firing, now: Timestamp) -> Result<Fired> {
+    async fn fire(&self, firings: &[Firing], now: Timestamp) -> Result<Vec<Fired>> {
+        Firing::check(firings)?;
         let mut state = self.lock();
-        let stands = state
-            .schedules
-            .get(&firing.job)
-            .is_some_and(|entry| entry.next_at == Some(firing.seen) && entry.job_version == firing.job_version);
-        if !stands && !state.breaks(Mutation::IgnoreHands) {
+        if !state.breaks(Mutation::FireHalf) {
+            let standing = firings.iter().filter(|firing| state.stands(firing));
+            standing
+                .filter_map(|firing| firing.run.as_ref())
+                .try_for_each(check_new)?;
+        }
+        firings.iter().map(|firing| state.fire(firing, now)).collect()
+    }
+}
+
+impl State {
+    fn stands(&self, firing: &Firing) -> bool {
+        let stands =
+            |entry: &ScheduleEntry| entry.next_at == Some(firing.seen) && entry.job_version == firing.job_version;
+        self.schedules.get(&firing.job).is_some_and(stands) || self.breaks(Mutation::IgnoreHands)
+    }
+
+    fn fire(&mut self, firing: &Firing, now: Timestamp) -> Result<Fired> {
+        if !self.stands(firing) {
             return Ok(Fired::Lost);
         }
         let fired = match &firing.run {
-            Some(new) => match state.enqueue(new, now)? {
+            Some(new) => match self.enqueue(new, now)? {
                 Enqueued::Created(run) => Fired::Queued(Box::new(run)),
                 Enqueued::Existing(_) => Fired::Moved,
             },
             None => Fired::Moved,
         };
-        if let Some(entry) = state.schedules.get_mut(&firing.job) {
+        if let Some(entry) = self.schedules.get_mut(&firing.job) {
             entry.next_at = firing.next;
         }
         Ok(fired)

@@ -51,6 +51,8 @@ pub enum Mutation {
     IgnoreExpiry,
     /// A hand fires wherever it stands.
     IgnoreHands,
+    /// Of schedules that fire together some fire though one cannot.
+    FireHalf,
     /// A lease is given to whoever asks.
     ShareLeases,
     /// A second session is opened beside the first.
@@ -87,7 +89,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -105,6 +107,7 @@ impl Mutation {
         Self::IgnoreKeys,
         Self::IgnoreExpiry,
         Self::IgnoreHands,
+        Self::FireHalf,
         Self::ShareLeases,
         Self::OpenTwice,
         Self::DropLogs,
@@ -215,8 +218,7 @@ impl State {
 
     /// What [`Runs::enqueue`](dbtcloud_core::ports::Runs::enqueue) and the firing of a schedule share.
     pub(super) fn enqueue(&mut self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-        check_text("trigger", &new.trigger)?;
-        check_text("spec", &new.spec)?;
+        check_new(new)?;
         let same = |stored: &&StoredRun| {
             new.scheduled_for.is_some()
                 && stored.run.new.job == new.job
@@ -346,6 +348,12 @@ impl State {
 /// What a step is now, for the journal.
 pub(super) fn step_event(step: &StepState) -> EventBody {
     EventBody::Step { step: step.clone() }
+}
+
+/// Refuses a run that no adapter could store.
+pub(super) fn check_new(new: &NewRun) -> Result<()> {
+    check_text("trigger", &new.trigger)?;
+    check_text("spec", &new.spec)
 }
 
 /// `Invalid` when any text in `value` has a NUL: PostgreSQL cannot keep one, so no adapter may.

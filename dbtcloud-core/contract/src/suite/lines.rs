@@ -190,7 +190,8 @@ async fn a_firing_takes_the_queued_ones_place(stores: Stores) {
             next: Some(at(60 * (minute + 1))),
             run: Some(run),
         };
-        match stores.schedules.fire(&firing, at(60 * minute)).await.unwrap() {
+        let mut fired = stores.schedules.fire(&[firing], at(60 * minute)).await.unwrap();
+        match fired.remove(0) {
             Fired::Queued(run) => queued.push(*run),
             other => panic!("expected a run, got {other:?}"),
         }

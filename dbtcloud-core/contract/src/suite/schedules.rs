@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use dbtcloud_core::error::ErrorKind;
+use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::JobId;
 use dbtcloud_core::page::Page;
-use dbtcloud_core::ports::{Fired, Firing, RunFilter, ScheduleEntry};
+use dbtcloud_core::ports::{FIRE_LIMIT, Fired, Firing, RunFilter, ScheduleEntry};
 use dbtcloud_core::run::{NewRun, RunStatus};
 use dbtcloud_core::time::Timestamp;
 
@@ -29,6 +29,9 @@ cases! { $ schedules_cases, schedules, Stores:
     an_unknown_job_does_not_fire,
     an_instant_that_has_a_run_only_moves,
     a_run_that_cannot_be_queued_does_not_move_the_hand,
+    many_fire_at_once_each_for_itself,
+    of_many_none_fires_when_one_cannot,
+    more_than_the_limit_or_a_job_twice_is_refused,
     four_firers_fire_every_job_once,
     a_hand_runs_through_its_instants,
 }
@@ -64,6 +67,12 @@ fn firing(job: i64, version: u64, seen: i64, next: Option<i64>) -> Firing {
             ..new
         }),
     }
+}
+
+async fn fire(stores: &Stores, firing: &Firing, now: Timestamp) -> Result<Fired> {
+    let mut fired = stores.schedules.fire(std::slice::from_ref(firing), now).await?;
+    assert_eq!(fired.len(), 1);
+    Ok(fired.remove(0))
 }
 
 async fn runs_of(stores: &Stores, job: i64) -> usize {
@@ -167,7 +176,7 @@ async fn the_next_is_the_earliest(stores: Stores) {
 async fn firing_queues_and_moves(stores: Stores) {
     put(&stores, &entry(1, 3, Some(at(60)))).await;
     let firing = firing(1, 3, 60, Some(120));
-    let Fired::Queued(run) = stores.schedules.fire(&firing, at(61)).await.unwrap() else {
+    let Fired::Queued(run) = fire(&stores, &firing, at(61)).await.unwrap() else {
         panic!("expected a run")
     };
     assert_eq!(
@@ -185,14 +194,14 @@ async fn firing_without_a_run_only_moves(stores: Stores) {
         run: None,
         ..firing(1, 3, 60, Some(120))
     };
-    assert_eq!(stores.schedules.fire(&firing, at(61)).await.unwrap(), Fired::Moved);
+    assert_eq!(fire(&stores, &firing, at(61)).await.unwrap(), Fired::Moved);
     assert_eq!(of(&stores, 1).await, [entry(1, 3, Some(at(120)))]);
     assert_eq!(runs_of(&stores, 1).await, 0);
 }
 
 async fn firing_for_the_last_time_takes_it_off(stores: Stores) {
     put(&stores, &entry(1, 3, Some(at(60)))).await;
-    let fired = stores.schedules.fire(&firing(1, 3, 60, None), at(61)).await.unwrap();
+    let fired = fire(&stores, &firing(1, 3, 60, None), at(61)).await.unwrap();
     assert!(matches!(fired, Fired::Queued(_)));
     assert_eq!(stores.schedules.next().await.unwrap(), None);
 }
@@ -201,10 +210,10 @@ async fn a_hand_that_moved_does_not_fire(stores: Stores) {
     put(&stores, &entry(1, 3, Some(at(60)))).await;
     let firing = firing(1, 3, 60, Some(120));
     assert!(matches!(
-        stores.schedules.fire(&firing, at(61)).await.unwrap(),
+        fire(&stores, &firing, at(61)).await.unwrap(),
         Fired::Queued(_)
     ));
-    assert_eq!(stores.schedules.fire(&firing, at(62)).await.unwrap(), Fired::Lost);
+    assert_eq!(fire(&stores, &firing, at(62)).await.unwrap(), Fired::Lost);
     assert_eq!(of(&stores, 1).await, [entry(1, 3, Some(at(120)))]);
     assert_eq!(runs_of(&stores, 1).await, 1);
 }
@@ -212,20 +221,12 @@ async fn a_hand_that_moved_does_not_fire(stores: Stores) {
 async fn another_version_does_not_fire(stores: Stores) {
     put(&stores, &entry(1, 4, Some(at(60)))).await;
     for version in [3, 5] {
-        let fired = stores
-            .schedules
-            .fire(&firing(1, version, 60, Some(120)), at(61))
-            .await
-            .unwrap();
+        let fired = fire(&stores, &firing(1, version, 60, Some(120)), at(61)).await.unwrap();
         assert_eq!(fired, Fired::Lost);
     }
     put(&stores, &entry(2, 4, None)).await;
     assert_eq!(
-        stores
-            .schedules
-            .fire(&firing(2, 4, 60, Some(120)), at(61))
-            .await
-            .unwrap(),
+        fire(&stores, &firing(2, 4, 60, Some(120)), at(61)).await.unwrap(),
         Fired::Lost
     );
     assert_eq!((runs_of(&stores, 1).await, runs_of(&stores, 2).await), (0, 0));
@@ -234,11 +235,7 @@ async fn another_version_does_not_fire(stores: Stores) {
 
 async fn an_unknown_job_does_not_fire(stores: Stores) {
     assert_eq!(
-        stores
-            .schedules
-            .fire(&firing(9, 1, 60, Some(120)), at(61))
-            .await
-            .unwrap(),
+        fire(&stores, &firing(9, 1, 60, Some(120)), at(61)).await.unwrap(),
         Fired::Lost
     );
     assert_eq!((runs_of(&stores, 9).await, of(&stores, 9).await.len()), (0, 0));
@@ -248,7 +245,7 @@ async fn an_instant_that_has_a_run_only_moves(stores: Stores) {
     put(&stores, &entry(1, 3, Some(at(60)))).await;
     let firing = firing(1, 3, 60, Some(120));
     enqueue(&stores, firing.run.as_ref().unwrap(), at(50)).await;
-    assert_eq!(stores.schedules.fire(&firing, at(61)).await.unwrap(), Fired::Moved);
+    assert_eq!(fire(&stores, &firing, at(61)).await.unwrap(), Fired::Moved);
     assert_eq!(of(&stores, 1).await, [entry(1, 3, Some(at(120)))]);
     assert_eq!(runs_of(&stores, 1).await, 1);
 }
@@ -257,8 +254,75 @@ async fn a_run_that_cannot_be_queued_does_not_move_the_hand(stores: Stores) {
     put(&stores, &entry(1, 3, Some(at(60)))).await;
     let mut firing = firing(1, 3, 60, Some(120));
     firing.run.as_mut().unwrap().trigger.cause = "a\0b".to_owned();
-    assert_eq!(kind(stores.schedules.fire(&firing, at(61)).await), ErrorKind::Invalid);
+    assert_eq!(kind(fire(&stores, &firing, at(61)).await), ErrorKind::Invalid);
     assert_eq!(of(&stores, 1).await, [entry(1, 3, Some(at(60)))]);
+}
+
+async fn many_fire_at_once_each_for_itself(stores: Stores) {
+    for job in 1..=5 {
+        put(&stores, &entry(job, 1, Some(at(60)))).await;
+    }
+    let taken = firing(4, 1, 60, Some(120));
+    enqueue(&stores, taken.run.as_ref().unwrap(), at(50)).await;
+    let bare = Firing {
+        run: None,
+        ..firing(3, 1, 60, Some(120))
+    };
+    let firings = [
+        firing(5, 1, 60, Some(120)),
+        firing(2, 7, 60, Some(120)),
+        bare,
+        taken,
+        firing(1, 1, 60, None),
+        firing(9, 1, 60, None),
+    ];
+    let fired = stores.schedules.fire(&firings, at(61)).await.unwrap();
+    let runs: Vec<Option<(JobId, Timestamp)>> = fired
+        .iter()
+        .map(|fired| match fired {
+            Fired::Queued(run) => Some((run.new.job, run.created_at)),
+            Fired::Moved | Fired::Lost => None,
+        })
+        .collect();
+    let (first, last) = (Some((JobId::new(5), at(61))), Some((JobId::new(1), at(61))));
+    assert_eq!(runs, [first, None, None, None, last, None]);
+    assert_eq!(fired[1..4], [Fired::Lost, Fired::Moved, Fired::Moved]);
+    assert_eq!(fired[5], Fired::Lost);
+    for (job, next) in [(1, None), (2, Some(60)), (3, Some(120)), (4, Some(120)), (5, Some(120))] {
+        assert_eq!(of(&stores, job).await, [entry(job, 1, next.map(at))]);
+    }
+    for fired in &fired {
+        if let Fired::Queued(run) = fired {
+            assert_eq!(stores.runs.get(ACCOUNT, run.id).await.unwrap(), **run);
+            assert_eq!(told(&stores, run).await, [RunStatus::Queued]);
+        }
+    }
+    assert_eq!(stores.runs.queued(ACCOUNT).await.unwrap(), 3);
+    assert_eq!(stores.schedules.fire(&[], at(61)).await.unwrap(), []);
+}
+
+async fn of_many_none_fires_when_one_cannot(stores: Stores) {
+    put(&stores, &entry(1, 1, Some(at(60)))).await;
+    put(&stores, &entry(2, 1, Some(at(60)))).await;
+    let mut bad = firing(2, 1, 60, Some(120));
+    bad.run.as_mut().unwrap().trigger.cause = "a\0b".to_owned();
+    let firings = [firing(1, 1, 60, Some(120)), bad];
+    assert_eq!(kind(stores.schedules.fire(&firings, at(61)).await), ErrorKind::Invalid);
+    assert_eq!(of(&stores, 1).await, [entry(1, 1, Some(at(60)))]);
+    assert_eq!((runs_of(&stores, 1).await, runs_of(&stores, 2).await), (0, 0));
+}
+
+async fn more_than_the_limit_or_a_job_twice_is_refused(stores: Stores) {
+    put(&stores, &entry(1, 1, Some(at(60)))).await;
+    let twice = [firing(1, 1, 60, Some(120)), firing(1, 1, 60, Some(120))];
+    assert_eq!(kind(stores.schedules.fire(&twice, at(61)).await), ErrorKind::Invalid);
+    let last = i64::try_from(FIRE_LIMIT).unwrap() + 1;
+    let many: Vec<Firing> = (1..=last).map(|job| firing(job, 1, 60, Some(120))).collect();
+    assert_eq!(kind(stores.schedules.fire(&many, at(61)).await), ErrorKind::Invalid);
+    assert_eq!(of(&stores, 1).await, [entry(1, 1, Some(at(60)))]);
+    let fired = stores.schedules.fire(&many[..FIRE_LIMIT], at(61)).await.unwrap();
+    assert!(matches!(fired[0], Fired::Queued(_)), "{:?}", fired[0]);
+    assert!(fired[1..].iter().all(|fired| *fired == Fired::Lost));
 }
 
 async fn four_firers_fire_every_job_once(stores: Stores) {
@@ -271,7 +335,7 @@ async fn four_firers_fire_every_job_once(stores: Stores) {
             let mut fired = Vec::new();
             for due in schedules.due(at(61), 100).await.unwrap() {
                 let firing = firing(due.job.get(), due.job_version, 60, Some(120));
-                if let Fired::Queued(run) = schedules.fire(&firing, at(61)).await.unwrap() {
+                if let Fired::Queued(run) = schedules.fire(&[firing], at(61)).await.unwrap().remove(0) {
                     fired.push(run.new.job);
                 }
             }
@@ -301,7 +365,7 @@ async fn a_hand_runs_through_its_instants(stores: Stores) {
                 let second = (seen.as_micros() - at(0).as_micros()) / 1_000_000;
                 let next = (second < 29).then_some(second + 1);
                 schedules
-                    .fire(&firing(JOB.get(), 1, second, next), at(second))
+                    .fire(&[firing(JOB.get(), 1, second, next)], at(second))
                     .await
                     .unwrap();
             }

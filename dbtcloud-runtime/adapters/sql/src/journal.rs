@@ -4,18 +4,46 @@
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{Event, EventBody, Journal};
-use dbtcloud_core::{Error, Result, Timestamp};
+use dbtcloud_core::{Error, Result};
 
-use crate::engine::{Link, Sql, args};
+use crate::engine::{Sql, args};
 use crate::storage::{SqlStorage, to_json};
 
-/// Primary key (`run_id`, `sequence`). `$4` are the bodies, in order; `$2` is the sequence before them.
-const APPEND: Sql = Sql::each(
-    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
-     SELECT $1, $2 + event.place, $3, $4, event.body FROM unnest($5) WITH ORDINALITY AS event (body, place)",
-    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
-     SELECT $1, $2 + 1 + event.key, $3, $4, event.value FROM json_each($5) AS event",
-);
+/// Appends events to the journal of a run; the caller holds its lock and stores the new last sequence. Primary
+/// key (`run_id`, `sequence`). The arguments: run, sequence before them, account, instant, bodies in order.
+macro_rules! append {
+    (postgres, $run:literal, $last:literal, $account:literal, $at:literal, $bodies:literal) => {
+        concat!(
+            "INSERT INTO journal (run_id, sequence, account_id, at, body) SELECT ",
+            $run,
+            ", ",
+            $last,
+            " + event.place, ",
+            $account,
+            ", ",
+            $at,
+            ", event.body FROM unnest(",
+            $bodies,
+            ") WITH ORDINALITY AS event (body, place)"
+        )
+    };
+    (sqlite, $run:literal, $last:literal, $account:literal, $at:literal, $bodies:literal) => {
+        concat!(
+            "INSERT INTO journal (run_id, sequence, account_id, at, body) SELECT ",
+            $run,
+            ", ",
+            $last,
+            " + 1 + event.key, ",
+            $account,
+            ", ",
+            $at,
+            ", event.value FROM json_each(",
+            $bodies,
+            ") AS event"
+        )
+    };
+}
+pub(crate) use append;
 
 /// Primary key, in its order.
 const OF_RUN: Sql = Sql::both(
@@ -25,23 +53,6 @@ const OF_RUN: Sql = Sql::both(
 
 /// Primary key of `runs`.
 const RUN_EXISTS: Sql = Sql::both("SELECT id FROM runs WHERE id = $1 AND account_id = $2");
-
-/// Appends events after `last`; the caller holds the lock of the run and stores the new last sequence.
-pub(crate) async fn append(
-    link: &mut Link<'_>,
-    run: RunId,
-    account: AccountId,
-    last: i64,
-    at: Timestamp,
-    bodies: Vec<String>,
-) -> Result<()> {
-    if bodies.is_empty() {
-        return Ok(());
-    }
-    link.execute(&APPEND, args![run, last, account, at, bodies])
-        .await
-        .map(drop)
-}
 
 /// An event as it is stored.
 pub(crate) fn body(event: &EventBody) -> Result<String> {

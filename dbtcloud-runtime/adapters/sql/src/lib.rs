@@ -22,6 +22,7 @@ compile_error!("dbtcloud-sql needs the feature `postgres` or `sqlite`");
 mod catalog;
 mod dispatches;
 mod engine;
+mod enqueue;
 mod error;
 mod history;
 mod journal;
@@ -41,7 +42,7 @@ mod transfer;
 mod wakeups;
 
 pub use engine::{Engine, Options};
-pub use runs::Caller;
+pub use enqueue::Caller;
 pub use snapshot::Walked;
 pub use storage::SqlStorage;
 pub use transfer::Copied;

@@ -7,19 +7,10 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use dbtcloud_core::id::RunId;
 use dbtcloud_core::ports::{Consumer, Delivery, Event, Outbox};
-use dbtcloud_core::run::RunStatus;
 use dbtcloud_core::{Result, Timestamp};
 
-use crate::engine::{Link, Sql, args};
+use crate::engine::{Sql, args};
 use crate::storage::{SqlStorage, signed};
-
-/// Primary key (`consumer`, `run_id`, `sequence`).
-const POST: Sql = Sql::each(
-    "INSERT INTO outbox (consumer, run_id, sequence, due_at, tries) \
-     SELECT wanted.consumer, $2, $3, $4, 0 FROM unnest($1) AS wanted (consumer)",
-    "INSERT INTO outbox (consumer, run_id, sequence, due_at, tries) \
-     SELECT wanted.value, $2, $3, $4, 0 FROM json_each($1) AS wanted",
-);
 
 /// Due, and the earliest of its run. Index `outbox_due`, in its order; the earlier one is looked for by the
 /// primary key.
@@ -68,23 +59,6 @@ const POSTPONE: Sql = Sql::both("UPDATE outbox SET due_at = $4 WHERE consumer = 
 
 /// Primary key, without touching the table.
 const DEPTH: Sql = Sql::both("SELECT count(*) AS depth FROM outbox WHERE consumer = $1");
-
-/// Writes down who is to be told that a run is in this status now; the caller holds the run's lock.
-pub(crate) async fn post(
-    link: &mut Link<'_>,
-    run: RunId,
-    sequence: i64,
-    status: RunStatus,
-    at: Timestamp,
-) -> Result<()> {
-    let wanted: Vec<String> = Consumer::of(status)
-        .map(|consumer| consumer.name().to_owned())
-        .collect();
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    link.execute(&POST, args![wanted, run, sequence, at]).await.map(drop)
-}
 
 #[async_trait]
 impl Outbox for SqlStorage {

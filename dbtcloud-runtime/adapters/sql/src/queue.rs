@@ -10,7 +10,7 @@ use dbtcloud_core::ports::{Claimed, EventBody, Fence, Holder, Owner, Renewed};
 use dbtcloud_core::run::{Admission, Busy, QueueSnapshot, Run, RunStatus, Waiting};
 use dbtcloud_core::{Error, Result, Timestamp};
 
-use crate::engine::{Database, Engine, Link, Row, Sql, args};
+use crate::engine::{Database, Engine, Link, Row, Sql, Value, args};
 use crate::error::{is_deadlock, is_duplicate, translate};
 use crate::journal;
 use crate::runs::{self, run_columns};
@@ -114,13 +114,13 @@ const COUNT: Sql = Sql::both("SELECT count(*) AS waiting FROM run_queue WHERE ac
 const CLAIMS_IN_TURN: &str = "SELECT count(*) AS locks FROM (SELECT pg_advisory_xact_lock(723684913, line) FROM \
     (SELECT DISTINCT (account_id % 64)::int AS line FROM run_queue WHERE run_id = ANY($1) ORDER BY 1) AS lines) AS held";
 
-/// What may be claimed, again in the outer condition. `$1` are pairs of run and slot.
+/// What may be claimed, again in the outer condition.
 macro_rules! claimable {
     () => {
         ") AS wanted WHERE q.run_id = wanted.run_id AND q.state = 'queued' \
           AND NOT EXISTS (SELECT 1 FROM run_queue h WHERE h.account_id = q.account_id AND h.slot = wanted.slot) \
           AND NOT (q.exclusive AND EXISTS (SELECT 1 FROM run_queue h \
-            WHERE h.job_id = q.job_id AND h.exclusive AND h.state <> 'queued')) RETURNING "
+            WHERE h.job_id = q.job_id AND h.exclusive AND h.state <> 'queued'))"
     };
 }
 macro_rules! claim_sets {
@@ -129,47 +129,54 @@ macro_rules! claim_sets {
             epoch = q.epoch + 1, attempt = q.attempt + 1 FROM ("
     };
 }
+/// The attempt is that of `run_queue`: both are counted together.
+macro_rules! admit_sets {
+    () => {
+        "UPDATE runs SET status = 'starting', attempt = attempt + 1, dequeued_at = $4, updated_at = $4, \
+            batch_number = 0, last_sequence = last_sequence + 1 "
+    };
+}
+/// Those of `$6` that the statement before has just taken, on SQLite.
+macro_rules! just_taken {
+    () => {
+        "WHERE id IN (SELECT value FROM json_each($6)) AND status = 'queued' \
+            AND EXISTS (SELECT 1 FROM run_queue q WHERE q.run_id = runs.id AND q.state = 'starting') "
+    };
+}
 
-/// Primary key; the conditions probe `run_queue_slot` and `run_queue_exclusive`.
+/// Primary keys; the conditions probe `run_queue_slot` and `run_queue_exclusive`. Queue, journal and history: one
+/// statement on PostgreSQL, one after the other on SQLite. `$1` are pairs of run and slot, `$6` the runs alone, so
+/// that PostgreSQL looks into no other month.
 const CLAIM: Sql = Sql::each(
     concat!(
+        "WITH taken AS (",
         claim_sets!(),
         "SELECT w.run_id, pair.slot FROM (SELECT (p.value->>0)::bigint AS run_id, (p.value->>1)::bigint AS slot \
             FROM jsonb_array_elements($1::jsonb) AS p (value)) AS pair JOIN run_queue w ON w.run_id = pair.run_id \
-            WHERE w.state = 'queued' ORDER BY w.run_id FOR UPDATE OF w SKIP LOCKED",
+            WHERE w.run_id = ANY($6) AND w.state = 'queued' ORDER BY w.run_id FOR UPDATE OF w SKIP LOCKED",
         claimable!(),
-        "q.run_id, q.epoch"
+        " RETURNING q.run_id, q.epoch), admitted AS (",
+        admit_sets!(),
+        "FROM taken WHERE runs.id = taken.run_id AND runs.id = ANY($6) AND runs.status = 'queued' RETURNING ",
+        run_columns!("runs."),
+        ", runs.last_sequence, taken.epoch), told AS (\
+            INSERT INTO journal (run_id, sequence, account_id, at, body) \
+            SELECT id, last_sequence, account_id, $4, $5 FROM admitted) SELECT * FROM admitted"
     ),
     concat!(
         claim_sets!(),
         "SELECT p.value->>0 AS run_id, p.value->>1 AS slot FROM json_each($1) AS p",
         claimable!(),
-        "run_id, epoch"
+        "; INSERT INTO journal (run_id, sequence, account_id, at, body) \
+            SELECT id, last_sequence + 1, account_id, $4, $5 FROM runs ",
+        just_taken!(),
+        "; ",
+        admit_sets!(),
+        just_taken!(),
+        "RETURNING ",
+        run_columns!(""),
+        ", (SELECT q.epoch FROM run_queue q WHERE q.run_id = runs.id) AS epoch"
     ),
-);
-
-/// Primary key. The attempt is that of `run_queue`: both are counted together.
-const ADMIT: Sql = Sql::each(
-    concat!(
-        "UPDATE runs SET status = 'starting', attempt = attempt + 1, dequeued_at = $2, updated_at = $2, \
-            batch_number = 0, last_sequence = last_sequence + 1 \
-         WHERE id = ANY($1) AND status = 'queued' RETURNING ",
-        run_columns!("")
-    ),
-    concat!(
-        "UPDATE runs SET status = 'starting', attempt = attempt + 1, dequeued_at = $2, updated_at = $2, \
-            batch_number = 0, last_sequence = last_sequence + 1 \
-         WHERE id IN (SELECT value FROM json_each($1)) AND status = 'queued' RETURNING ",
-        run_columns!("")
-    ),
-);
-
-/// Primary key; the sequence was counted by [`ADMIT`] in this transaction.
-const TELL: Sql = Sql::each(
-    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
-     SELECT id, last_sequence, account_id, $2, $3 FROM runs WHERE id = ANY($1)",
-    "INSERT INTO journal (run_id, sequence, account_id, at, body) \
-     SELECT id, last_sequence, account_id, $2, $3 FROM runs WHERE id IN (SELECT value FROM json_each($1))",
 );
 
 /// Index `run_queue_live`: only what executes is looked at. The lease is a condition of the outer `WHERE`
@@ -332,43 +339,45 @@ async fn claim_together(
         .iter()
         .map(|admission| (admission.run.get(), admission.slot.map(i64::from)))
         .collect();
+    let runs: Vec<i64> = pairs.iter().map(|(run, _)| *run).collect();
+    let event = journal::body(&EventBody::Run {
+        status: RunStatus::Starting,
+        message: None,
+    })?;
+    let values = args![pairs, owner.as_str(), until, now, event, runs.clone()];
+    // One alone needs no lock before its statement, and on PostgreSQL a statement is a transaction.
+    if admissions.len() == 1 && database.engine() == Engine::Postgres {
+        let mut writer = database.write("runs.claim").await?;
+        return take(&mut writer.link(), admissions, values).await;
+    }
     let mut work = database.begin().await?;
     let mut link = work.link();
     let done: Result<_, Setback> = async {
-        if admissions.len() > 1 && link.engine() == Engine::Postgres {
-            let wanted: Vec<i64> = pairs.iter().map(|(run, _)| *run).collect();
-            link.all_of(CLAIMS_IN_TURN.to_owned(), args![wanted]).await?;
+        if link.engine() == Engine::Postgres {
+            link.all_of(CLAIMS_IN_TURN.to_owned(), args![runs]).await?;
         }
-        let text = sqlx::SqlSafeStr::into_sql_str(CLAIM.on(link.engine()));
-        let rows = match link.all_raw(text, args![pairs, owner.as_str(), until]).await {
-            Ok(rows) => rows,
-            Err(error) if is_duplicate(&error) || is_deadlock(&error) => return Err(Setback::Raced),
-            Err(error) => return Err(Setback::Failed(translate(error))),
-        };
-        let mut epochs = BTreeMap::new();
-        for row in &rows {
-            epochs.insert(row.id::<RunId>("run_id")?, row.count::<u64>("epoch")?);
-        }
-        if epochs.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<i64> = epochs.keys().map(|run| run.get()).collect();
-        let mut runs = by_id(link.all(&ADMIT, args![ids.clone(), now]).await?)?;
-        if runs.len() != epochs.len() {
-            return Err(Error::corrupt("database: the queue and the history of a run disagree").into());
-        }
-        let event = journal::body(&EventBody::Run {
-            status: RunStatus::Starting,
-            message: None,
-        })?;
-        link.execute(&TELL, args![ids, now, event]).await?;
-        Ok(admissions
-            .iter()
-            .filter_map(|admission| issue(&mut runs, &epochs, admission.run))
-            .collect())
+        take(&mut link, admissions, values).await
     }
     .await;
     work.end("runs.claim", done).await
+}
+
+async fn take(link: &mut Link<'_>, admissions: &[Admission], values: Vec<Value>) -> Result<Vec<Claimed>, Setback> {
+    let text = sqlx::SqlSafeStr::into_sql_str(CLAIM.on(link.engine()));
+    let rows = match link.all_raw(text, values).await {
+        Ok(rows) => rows,
+        Err(error) if is_duplicate(&error) || is_deadlock(&error) => return Err(Setback::Raced),
+        Err(error) => return Err(Setback::Failed(translate(error))),
+    };
+    let mut epochs = BTreeMap::new();
+    for row in &rows {
+        epochs.insert(row.id::<RunId>("id")?, row.count::<u64>("epoch")?);
+    }
+    let mut runs = by_id(rows)?;
+    let claimed = admissions
+        .iter()
+        .filter_map(|admission| issue(&mut runs, &epochs, admission.run));
+    Ok(claimed.collect())
 }
 
 fn by_id(rows: Vec<Row>) -> Result<BTreeMap<RunId, Run>> {

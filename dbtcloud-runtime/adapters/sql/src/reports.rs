@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use bytes::BytesMut;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, EventBody, Fence, Holder, RunChange, RunPatch, Taken,
+    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Consumer, EventBody, Fence, Holder, RunChange, RunPatch, Taken,
 };
 use dbtcloud_core::run::{Line, Run, RunEvent, RunStatus, StepState};
 use dbtcloud_core::{Error, Result, Timestamp};
@@ -15,7 +15,7 @@ use dbtcloud_core::{Error, Result, Timestamp};
 use crate::engine::{Database, Link, Row, Sql, args};
 use crate::runs::{self, run_columns};
 use crate::storage::{no_nul, no_nul_json, signed, to_json};
-use crate::{journal, logs, outbox};
+use crate::{journal, logs};
 
 macro_rules! lock_columns {
     () => {
@@ -54,25 +54,67 @@ const LOCK_ENDED: Sql = Sql::each(
     ),
 );
 
-/// Primary key; epoch and state as they were judged.
-const MOVE_QUEUED: Sql = Sql::both("UPDATE run_queue SET state = $4 WHERE run_id = $1 AND epoch = $2 AND state = $3");
+macro_rules! history {
+    () => {
+        "UPDATE runs SET status = $4, epoch = $5, due_at = $6, updated_at = $7, dequeued_at = $8, started_at = $9, \
+            finished_at = $10, heartbeat_at = $11, cancel_requested_at = $12, git_branch = $13, git_sha = $14, \
+            dbt_version = $15, message = $16, artifacts_saved = $17, has_docs = $18, has_sources = $19, \
+            last_sequence = $20, batch_number = $21, ended_by_agent = $22 \
+         WHERE id = $1 AND status = $2 AND attempt = $3 RETURNING 1"
+    };
+}
+macro_rules! told_postgres {
+    () => {
+        concat!(
+            "told AS (",
+            journal::append!(postgres, "$1", "$23", "$24", "$25", "$26"),
+            "), owed AS (INSERT INTO outbox (consumer, run_id, sequence, due_at, tries) \
+                SELECT owed.consumer, $1, owed.sequence, $25, 0 FROM unnest($27, $28) AS owed (consumer, sequence))"
+        )
+    };
+}
+macro_rules! told_sqlite {
+    () => {
+        concat!(
+            journal::append!(sqlite, "$1", "$23", "$24", "$25", "$26"),
+            "; INSERT INTO outbox (consumer, run_id, sequence, due_at, tries) \
+                SELECT consumer.value, $1, sequence.value, $25, 0 FROM json_each($27) AS consumer \
+                JOIN json_each($28) AS sequence ON sequence.key = consumer.key; "
+        )
+    };
+}
+/// What becomes of the row in the queue, the journal's events and who is to be told of them, the history: one
+/// statement on PostgreSQL, one after the other on SQLite. Primary keys; epoch, state, status and attempt as
+/// they were judged. The first and the last answer a row each if they met what they expected. Fields that did
+/// not change keep their indexes.
+macro_rules! save {
+    ($queue:literal) => {
+        Sql::each(
+            concat!(
+                "WITH queue AS (",
+                $queue,
+                " RETURNING 1), ",
+                told_postgres!(),
+                ", saved AS (",
+                history!(),
+                ") SELECT 1 FROM queue UNION ALL SELECT 1 FROM saved"
+            ),
+            concat!($queue, " RETURNING 1; ", told_sqlite!(), history!()),
+        )
+    };
+}
 
-/// The same for a run that goes back: its slot and its job are free.
-const REQUEUE: Sql = Sql::both(
-    "UPDATE run_queue SET state = 'queued', slot = NULL, owner = NULL, lease_until = NULL, due_at = $4 \
-     WHERE run_id = $1 AND epoch = $2 AND state = $3",
+const MOVE_QUEUED: Sql = save!("UPDATE run_queue SET state = $4 WHERE run_id = $1 AND epoch = $5 AND state = $2");
+/// Its slot and its job are free.
+const REQUEUE: Sql = save!(
+    "UPDATE run_queue SET state = 'queued', slot = NULL, owner = NULL, lease_until = NULL, due_at = $6 \
+     WHERE run_id = $1 AND epoch = $5 AND state = $2"
 );
-
-/// The same for a run that has ended.
-const LEAVE: Sql = Sql::both("DELETE FROM run_queue WHERE run_id = $1 AND epoch = $2 AND state = $3");
-
-/// Primary key; status and attempt as they were judged. Fields that did not change keep their indexes.
-const SAVE: Sql = Sql::both(
-    "UPDATE runs SET status = $4, epoch = $5, due_at = $6, updated_at = $7, dequeued_at = $8, started_at = $9, \
-        finished_at = $10, heartbeat_at = $11, cancel_requested_at = $12, git_branch = $13, git_sha = $14, \
-        dbt_version = $15, message = $16, artifacts_saved = $17, has_docs = $18, has_sources = $19, \
-        last_sequence = $20, batch_number = $21, ended_by_agent = $22 \
-     WHERE id = $1 AND status = $2 AND attempt = $3",
+const LEAVE: Sql = save!("DELETE FROM run_queue WHERE run_id = $1 AND epoch = $5 AND state = $2");
+/// The status stays, and with it the queue.
+const STAY: Sql = Sql::each(
+    concat!("WITH ", told_postgres!(), " ", history!()),
+    concat!(told_sqlite!(), history!()),
 );
 
 /// Unique key (`run_id`, `step_index`).
@@ -164,28 +206,22 @@ async fn lock(link: &mut Link<'_>, id: RunId) -> Result<Option<Held>> {
 async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()> {
     let run = &held.run;
     let epoch = signed("epoch", held.epoch)?;
-    let lost = || Error::conflict(format!("run {} changed meanwhile", run.id));
-    if held.was != run.status {
-        let (was, to) = (held.was.name(), run.status);
-        let moved = if to.is_terminal() {
-            link.execute(&LEAVE, args![run.id, epoch, was]).await?
-        } else if to == RunStatus::Queued {
-            link.execute(&REQUEUE, args![run.id, epoch, was, run.new.due_at])
-                .await?
-        } else {
-            link.execute(&MOVE_QUEUED, args![run.id, epoch, was, to.name()]).await?
-        };
-        if moved != 1 {
-            return Err(lost());
-        }
-    }
+    let statement = match run.status {
+        status if status == held.was => &STAY,
+        status if status.is_terminal() => &LEAVE,
+        RunStatus::Queued => &REQUEUE,
+        _ => &MOVE_QUEUED,
+    };
+    let expected = if run.status == held.was { 1 } else { 2 };
     let events = std::mem::take(&mut held.events);
     let last = held.sequence;
     held.sequence += i64::try_from(events.len()).unwrap_or(0);
-    journal::append(link, run.id, run.new.account, last, at, events).await?;
+    let (mut consumers, mut sequences) = (Vec::new(), Vec::new());
     for (place, status) in std::mem::take(&mut held.statuses) {
-        let sequence = last + 1 + i64::try_from(place).unwrap_or(0);
-        outbox::post(link, run.id, sequence, status, at).await?;
+        for consumer in Consumer::of(status) {
+            consumers.push(consumer.name().to_owned());
+            sequences.push(last + 1 + i64::try_from(place).unwrap_or(0));
+        }
     }
     let values = args![
         run.id,
@@ -210,9 +246,15 @@ async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()>
         held.sequence,
         signed("batch.number", held.taken)?,
         held.ended_by_agent,
+        last,
+        run.new.account,
+        at,
+        events,
+        consumers,
+        sequences,
     ];
-    if link.execute(&SAVE, values).await? != 1 {
-        return Err(lost());
+    if link.all(statement, values).await?.len() != expected {
+        return Err(Error::conflict(format!("run {} changed meanwhile", run.id)));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `Runs`: queueing and reading. The rest of the port is in `queue.rs` (who executes) and `reports.rs`
+//! `Runs`: reading. The rest of the port is in `enqueue.rs`, `queue.rs` (who executes) and `reports.rs`
 //! (what happens to a run). Invariants: a run that has not ended has exactly one row in `run_queue`, with
 //! the same state; a job has one run per instant (primary key of `run_instants`); the id of a run says its
 //! month, and history is filed by it.
@@ -6,16 +6,14 @@
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::ports::{
-    Ack, Batch, Claimed, Enqueued, EventBody, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs,
+    Ack, Batch, Claimed, Enqueued, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs,
 };
-use dbtcloud_core::run::{
-    Admission, Month, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus,
-};
+use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus};
 use dbtcloud_core::{Direction, Error, Page, Paged, Result, Timestamp};
 
-use crate::engine::{self, Conditions, Link, Row, Sql, args};
-use crate::storage::{SqlStorage, no_nul_json, to_json};
-use crate::{journal, logs, queue, reports};
+use crate::engine::{self, Conditions, Row, Sql, args};
+use crate::storage::SqlStorage;
+use crate::{enqueue, logs, queue, reports};
 
 /// The columns of a run, each after a prefix (`""` or `"r."`).
 macro_rules! run_columns {
@@ -85,50 +83,6 @@ macro_rules! run_columns {
     };
 }
 pub(crate) use run_columns;
-
-/// The number of a new run. Not taken back with the transaction on PostgreSQL: a number may be left out, and
-/// none is given twice.
-const NUMBER: Sql = Sql::each(
-    "SELECT nextval('run_numbers') AS number",
-    "UPDATE run_numbers SET last = last + 1 RETURNING last AS number",
-);
-
-/// Primary key; it decides, and no row is written when the instant has a run.
-const TAKE_INSTANT: Sql = Sql::both(
-    "INSERT INTO run_instants (job_id, scheduled_for, run_id) VALUES ($1, $2, $3) \
-     ON CONFLICT (job_id, scheduled_for) DO NOTHING",
-);
-
-/// Primary key. The journal's first event is the queueing.
-const INSERT: Sql = Sql::both(
-    "INSERT INTO runs (id, account_id, project_id, environment_id, job_id, cause_body, spec_body, scheduled_for, \
-        exclusive, takes_slot, retry_of, due_at, status, created_at, updated_at, last_sequence) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'queued', $13, $13, 1)",
-);
-
-/// Primary key, as given by `runs`. Runs of one line of one job are queued one after the other, so that the
-/// later one sees the earlier one and takes its place; SQLite has one writer.
-const INSERT_QUEUED: Sql = Sql::each(
-    "INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt, line) \
-     SELECT $1, $2, $3, $4, $5, 'queued', $6, 0, 0, $7 FROM (SELECT count(*) AS held FROM \
-        (SELECT pg_advisory_xact_lock(723684914, hashtext($7 || ' ' || $3::text)) WHERE $7 IS NOT NULL) AS line) AS turn \
-     WHERE turn.held >= 0",
-    "INSERT INTO run_queue (run_id, account_id, job_id, exclusive, takes_slot, state, due_at, epoch, attempt, line) \
-     VALUES ($1, $2, $3, $4, $5, 'queued', $6, 0, 0, $7)",
-);
-
-/// Index `run_queue_line`.
-const OF_LINE: Sql = Sql::both(
-    "SELECT run_id, state FROM run_queue WHERE job_id = $1 AND line = $2 AND line IS NOT NULL AND run_id <> $3 \
-     ORDER BY run_id",
-);
-
-/// Primary keys.
-const OF_INSTANT: Sql = Sql::both(concat!(
-    "SELECT ",
-    run_columns!("r."),
-    " FROM run_instants i JOIN runs r ON r.id = i.run_id WHERE i.job_id = $1 AND i.scheduled_for = $2"
-));
 
 /// Primary key.
 const GET: Sql = Sql::both(concat!(
@@ -285,123 +239,6 @@ fn read_step(row: &Row) -> Result<RunStep> {
     })
 }
 
-/// Queues a run inside the caller's transaction.
-pub(crate) async fn enqueue(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-    let (trigger, spec) = (to_json("trigger", &new.trigger)?, to_json("spec", &new.spec)?);
-    no_nul_json("trigger", &trigger)?;
-    no_nul_json("spec", &spec)?;
-    let id = Month::of(now).run_id(link.one(&NUMBER, args![]).await?.count("number")?);
-    if let Some(instant) = new.scheduled_for
-        && link.execute(&TAKE_INSTANT, args![new.job, instant, id]).await? == 0
-    {
-        // The other transaction has committed: the insert waited for it.
-        let row = link.one(&OF_INSTANT, args![new.job, instant]).await?;
-        return Ok(Enqueued::Existing(read(&row)?));
-    }
-    let values = args![
-        id,
-        new.account,
-        new.project,
-        new.environment,
-        new.job,
-        trigger,
-        spec,
-        new.scheduled_for,
-        new.exclusive,
-        new.takes_slot,
-        new.retry_of,
-        new.due_at,
-        now,
-    ];
-    link.execute(&INSERT, values).await?;
-    let line = new.trigger.line();
-    let key = line.map(|line| line.key());
-    let values = args![
-        id,
-        new.account,
-        new.job,
-        new.exclusive,
-        new.takes_slot,
-        new.due_at,
-        key.as_deref(),
-    ];
-    link.execute(&INSERT_QUEUED, values).await?;
-    if let Some(line) = line {
-        for row in link.all(&OF_LINE, args![new.job, line.key(), id]).await? {
-            if line.supersedes(row.named("state", RunStatus::from_name)?) {
-                reports::supersede(link, row.id("run_id")?, &line, id, now).await?;
-            }
-        }
-    }
-    let event = journal::body(&EventBody::Run {
-        status: RunStatus::Queued,
-        message: None,
-    })?;
-    journal::append(link, id, new.account, 0, now, vec![event]).await?;
-    Ok(Enqueued::Created(Run {
-        id,
-        new: new.clone(),
-        status: RunStatus::Queued,
-        attempt: 0,
-        created_at: now,
-        updated_at: now,
-        dequeued_at: None,
-        started_at: None,
-        finished_at: None,
-        heartbeat_at: None,
-        cancel_requested_at: None,
-        git_branch: None,
-        git_sha: None,
-        dbt_version: None,
-        message: None,
-        artifacts_saved: false,
-        has_docs: false,
-        has_sources: false,
-        logs_expired_at: None,
-        artifacts_expired_at: None,
-    }))
-}
-
-/// A connection of the caller's, in whatever transaction it is. Made `From` a `&mut sqlx::PgConnection` or a
-/// `&mut sqlx::SqliteConnection` (a `sqlx::Transaction` dereferences to one).
-pub struct Caller<'c>(Link<'c>);
-
-#[cfg(feature = "postgres")]
-impl<'c> From<&'c mut sqlx::PgConnection> for Caller<'c> {
-    fn from(connection: &'c mut sqlx::PgConnection) -> Self {
-        Self(Link::Postgres(connection))
-    }
-}
-
-#[cfg(feature = "sqlite")]
-impl<'c> From<&'c mut sqlx::SqliteConnection> for Caller<'c> {
-    fn from(connection: &'c mut sqlx::SqliteConnection) -> Self {
-        Self(Link::Sqlite(connection))
-    }
-}
-
-impl SqlStorage {
-    /// Queues a run inside the caller's own transaction: it exists if and when the caller commits.
-    ///
-    /// The one place where a type of sqlx is public: it works with the version of sqlx this crate was built
-    /// with (0.9) and no other. The connection must lead to the database of this storage. Otherwise as
-    /// [`Runs::enqueue`]; an `Existing` answer does not spoil the caller's transaction.
-    ///
-    /// ```no_run
-    /// # async fn order(pool: sqlx::PgPool, new: dbtcloud_core::run::NewRun) -> Result<(), Box<dyn std::error::Error>> {
-    /// # let now = dbtcloud_core::Timestamp::EPOCH;
-    /// let mut transaction = pool.begin().await?;
-    /// sqlx::query("INSERT INTO orders DEFAULT VALUES").execute(&mut *transaction).await?;
-    /// dbtcloud_sql::SqlStorage::enqueue_in(&mut *transaction, &new, now).await?;
-    /// transaction.commit().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn enqueue_in<'c>(connection: impl Into<Caller<'c>>, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-        enqueue(&mut connection.into().0, new, now).await
-    }
-}
-
 fn conditions(engine: engine::Engine, account: AccountId, filter: &RunFilter) -> Conditions {
     let mut all = Conditions::new(engine);
     all.and(&OF_ACCOUNT, account);
@@ -449,9 +286,7 @@ fn conditions(engine: engine::Engine, account: AccountId, filter: &RunFilter) ->
 #[async_trait]
 impl Runs for SqlStorage {
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-        let mut work = self.database.begin().await?;
-        let done = enqueue(&mut work.link(), new, now).await;
-        work.end("runs.enqueue", done).await
+        enqueue::one(&self.database, new, now).await
     }
 
     async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {

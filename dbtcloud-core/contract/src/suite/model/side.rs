@@ -491,7 +491,8 @@ impl Side {
                     next: next.map(at),
                     run: run.then_some(new),
                 };
-                let fired = self.stores.schedules.fire(&firing, self.now()).await;
+                let fired = self.stores.schedules.fire(&[firing], self.now()).await;
+                let fired = fired.map(|mut fired| fired.remove(0));
                 if let Ok(Fired::Queued(run)) = &fired {
                     self.note(run);
                 }
