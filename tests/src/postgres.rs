@@ -163,7 +163,8 @@ impl Cluster {
         self.port
     }
 
-    fn log(&self) -> String {
+    /// What it has written down so far.
+    pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }

@@ -6,6 +6,7 @@ mod group;
 mod migrations;
 mod names;
 mod pace;
+mod plans;
 mod races;
 mod schema;
 mod subjects;

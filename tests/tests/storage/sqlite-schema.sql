@@ -360,11 +360,11 @@ CREATE INDEX repositories_by_account ON repositories (account_id, project_id, id
 CREATE UNIQUE INDEX repositories_by_lookup ON repositories (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX repositories_by_parent ON repositories (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX run_instants_by_run ON run_instants (run_id);
-CREATE INDEX run_queue_due ON run_queue (account_id, due_at, run_id) WHERE state = 'queued';
 CREATE UNIQUE INDEX run_queue_exclusive ON run_queue (job_id) WHERE exclusive AND state <> 'queued';
 CREATE INDEX run_queue_line ON run_queue (job_id, line) WHERE line IS NOT NULL;
 CREATE INDEX run_queue_live ON run_queue (run_id) WHERE state <> 'queued';
 CREATE UNIQUE INDEX run_queue_slot ON run_queue (account_id, slot) WHERE slot IS NOT NULL;
+CREATE INDEX run_queue_startable ON run_queue (account_id, takes_slot, due_at, run_id) WHERE state = 'queued';
 CREATE INDEX run_steps_unmoved ON run_steps (run_id) WHERE log_bytes > log_first;
 CREATE INDEX runs_by_account ON runs (account_id, id);
 CREATE INDEX runs_by_created ON runs (account_id, created_at, id);

@@ -16,7 +16,7 @@ use crate::journal;
 use crate::runs::{self, run_columns};
 use crate::storage::no_nul;
 
-/// The accounts that have somebody waiting: one probe of `run_queue_due` each, not a scan of it.
+/// The accounts that have somebody waiting: one probe of `run_queue_startable` each, not a scan of it.
 macro_rules! lines {
     () => {
         "WITH RECURSIVE line (account_id) AS ( \
@@ -69,7 +69,7 @@ macro_rules! startable {
     };
 }
 
-/// Index `run_queue_due`, its first entries per account that could start, those that take a slot and those
+/// Index `run_queue_startable`, its first entries per account that could start, those that take a slot and those
 /// that do not apart, and index `run_queue_live`: one statement, one instant.
 const SNAPSHOT: Sql = Sql::each(
     concat!(
@@ -94,18 +94,29 @@ const SNAPSHOT: Sql = Sql::each(
     ),
 );
 
-/// Index `run_queue_due`, its first entries of one account, and index `run_queue_live`.
+macro_rules! first_of {
+    ($takes_slot:literal) => {
+        concat!(
+            "SELECT * FROM (SELECT ",
+            columns!("q."),
+            " FROM run_queue q WHERE q.state = 'queued' AND q.account_id = $1 AND q.takes_slot = ",
+            $takes_slot,
+            " ORDER BY q.due_at, q.run_id LIMIT $2) AS line"
+        )
+    };
+}
+/// Index `run_queue_startable`, its first entries of one account of either kind, and index `run_queue_live`.
 const SNAPSHOT_OF: Sql = Sql::both(concat!(
-    "SELECT ",
-    columns!("w."),
-    " FROM (SELECT ",
-    columns!("q."),
-    " FROM run_queue q WHERE q.state = 'queued' AND q.account_id = $1 ORDER BY q.due_at, q.run_id LIMIT $2) w",
+    "SELECT * FROM (SELECT * FROM (",
+    first_of!("TRUE"),
+    " UNION ALL ",
+    first_of!("FALSE"),
+    ") AS both_kinds ORDER BY due_at, run_id LIMIT $2) AS line",
     busy!(),
     " AND account_id = $1"
 ));
 
-/// Index `run_queue_due`, without touching the table.
+/// Index `run_queue_startable`, without touching the table.
 const COUNT: Sql = Sql::both("SELECT count(*) AS waiting FROM run_queue WHERE account_id = $1 AND state = 'queued'");
 
 /// Claims of several runs of the same accounts come one after the other, so that they cannot wait for each

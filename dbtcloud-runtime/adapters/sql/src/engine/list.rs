@@ -1,4 +1,5 @@
-use dbtcloud_core::{Page, Result};
+use dbtcloud_core::Result;
+use dbtcloud_core::page::{COUNT_LIMIT, Page, total};
 
 use super::{Engine, Link, Row, Sql, Value};
 
@@ -33,7 +34,7 @@ impl Conditions {
     }
 }
 
-/// One page of a table and the number of all rows that match, read by one statement at one instant.
+/// One page of a table and the number of all rows that match ([`total`]), read by one statement at one instant.
 pub(crate) async fn page(
     link: &mut Link<'_>,
     table: &'static str,
@@ -43,23 +44,29 @@ pub(crate) async fn page(
     page: Page,
 ) -> Result<(Vec<Row>, u64)> {
     let Conditions { text, mut args, .. } = conditions;
-    let count = format!("SELECT count(*) AS total FROM {table}{text}");
+    let most = COUNT_LIMIT + 1;
+    let count = format!("SELECT count(*) AS total FROM (SELECT 1 FROM {table}{text} LIMIT {most}) AS counted");
     let all = format!(
         "SELECT ({count}) AS total, {columns} FROM {table}{text} ORDER BY {order} LIMIT ${} OFFSET ${}",
         args.len() + 1,
         args.len() + 2
     );
     let conditions = args.clone();
-    args.push(Value::from(page.limit()));
+    // One more than is shown tells whether there are more.
+    let wanted = page.limit() as usize;
+    args.push(Value::from(page.limit() + 1));
     args.push(Value::from(page.offset()));
-    let rows = link.all_of(all, args).await?;
-    let total = match rows.first() {
+    let mut rows = link.all_of(all, args).await?;
+    let counted = match rows.first() {
         Some(row) => row.count("total")?,
-        // Nothing on this page: beyond the end, or a limit of 0.
+        // Nothing on this page: beyond the end.
         None => match link.all_of(count, conditions).await?.first() {
             Some(row) => row.count("total")?,
             None => 0,
         },
     };
+    let more = rows.len() > wanted;
+    rows.truncate(wanted);
+    let total = total(counted, page, rows.len(), more);
     Ok((rows, total))
 }

@@ -11,11 +11,14 @@ use super::Options;
 use crate::error;
 
 /// Settings of every connection. A custom plan each time: a generic plan that was made while the queue was
-/// empty stays on a sequential scan for good.
+/// empty stays on a sequential scan for good. No sequential scan where an index will do: after a herd the
+/// server has not counted the queue yet, and every statement has its index (`tests/tests/storage/plans.rs`).
 const PREPARE_CONNECTION: &str = "SELECT set_config('statement_timeout', $1, false), \
     set_config('lock_timeout', $2, false), \
     set_config('idle_in_transaction_session_timeout', '60s', false), \
     set_config('plan_cache_mode', 'force_custom_plan', false), \
+    set_config('enable_seqscan', 'off', false), \
+    set_config('jit', 'off', false), \
     set_config('client_min_messages', 'warning', false)";
 
 /// A connection that was idle longer than this is asked whether it still lives before it is used.
