@@ -21,8 +21,8 @@ mod walk;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use dbtcloud_core::Timestamp;
 use dbtcloud_core::ports::Clock;
+use dbtcloud_core::{Timestamp, failpoint};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
 use dbtcloud_runtime::vault;
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
@@ -145,6 +145,7 @@ pub async fn backup(
             },
             keys: keys.into_iter().collect(),
         };
+        failpoint::reached("backup", "manifest", "before_put");
         to.write(MANIFEST, manifest.to_text()?).await?;
         to.files.remove(UNFINISHED).await.map_err(explained)?;
         anyhow::Ok(manifest)

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dbtcloud_core::ErrorKind;
-use dbtcloud_core::ports::Consumer;
+use dbtcloud_core::ports::{Clock, Consumer, History};
 use dbtcloud_core::secret::Secret;
 use dbtcloud_local::{DirectoryVolume, LocalExecutor};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
+use dbtcloud_runtime::clock::SystemClock;
 use dbtcloud_runtime::dial::Dialer;
 use dbtcloud_runtime::dispatch::Webhooks;
 use dbtcloud_runtime::lineage::Lineage;
@@ -141,6 +142,10 @@ pub async fn compose(
             .await
             .map_err(told)
             .context("cannot bring the database's schema up to date")?;
+        // Before anybody queues a run: a month that is made while runs come in makes them wait or try again.
+        if let Err(error) = storage.prepare(SystemClock.now()).await {
+            tracing::warn!(error = %error.chain(), "no room was made for the months to come; cleanup tries again");
+        }
     }
     storage
         .check()

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dbtcloud_tests::disk::SmallDisk;
 use dbtcloud_tests::installation::Installation;
 use dbtcloud_tests::{processes, project};
 use serde_json::json;
@@ -86,29 +87,6 @@ async fn log_length(installation: &Installation, run: i64) -> u64 {
         .await
         .unwrap();
     steps[3].log_bytes
-}
-
-/// A small file system of its own; gone with the value.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    fn mount(path: &std::path::Path, megabytes: u32) -> Self {
-        std::fs::create_dir_all(path).unwrap();
-        let size = format!("size={megabytes}m");
-        let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
-            .arg(path)
-            .status()
-            .unwrap();
-        assert!(status.success(), "this test mounts a small file system: run it as root");
-        Self(path.to_owned())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use dbtcloud_core::failpoint;
 use dbtcloud_core::id::RunId;
 use dbtcloud_core::ports::{Artifacts, ByteRange, Clock, History, Runs};
 use dbtcloud_opendal::OpendalArtifacts;
@@ -409,7 +410,9 @@ async fn put_objects(
             Err(error) if error.kind() == dbtcloud_core::ErrorKind::NotFound => bail!("{name} is missing"),
             Err(error) => return Err(explained(error)),
         };
-        store.put(&key, stream).await.map_err(explained)
+        let length = store.put(&key, stream).await.map_err(explained)?;
+        failpoint::reached("restore", "object", "after_put");
+        Ok(length)
     });
     let mut put = std::pin::pin!(put.try_buffer_unordered(AT_ONCE));
     let (mut count, mut bytes) = (0_u64, 0);

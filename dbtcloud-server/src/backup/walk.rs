@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dbtcloud_core::ErrorKind;
-use dbtcloud_core::Timestamp;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{
     Area, ArtifactKey, ArtifactMeta, Artifacts, ByteRange, Clock, History, LogPart, RunPart, Runs,
 };
 use dbtcloud_core::run::RunStep;
+use dbtcloud_core::{Timestamp, failpoint};
 use dbtcloud_opendal::OpendalArtifacts;
 use dbtcloud_runtime::plane;
 use dbtcloud_sql::{SqlStorage, Walked};
@@ -291,7 +291,10 @@ impl Walk<'_> {
             Err(error) => Err(error),
         };
         match copied {
-            Ok(_) => Ok(Some((meter.sum(), false))),
+            Ok(_) => {
+                failpoint::reached("backup", "object", "after_put");
+                Ok(Some((meter.sum(), false)))
+            }
             Err(error) => match self.source.stat(key).await.map_err(explained)? {
                 None => Ok(None),
                 Some(_) => Err(explained(error)),

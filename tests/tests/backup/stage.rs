@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dbtcloud_contract::wait::until;
 use dbtcloud_runtime::vault::KeyringVault;
-use dbtcloud_tests::installation::Installation;
+use dbtcloud_tests::installation::{Installation, binary};
 use dbtcloud_tests::postgres::Database;
 use dbtcloud_tests::s3::{ADMIN, Bucket};
 use dbtcloud_tests::{fake, processes};
@@ -265,4 +265,9 @@ pub fn refused(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     said
+}
+
+/// A command of no installation.
+pub fn dbtcloud(name: &str, arguments: &[&str]) -> Output {
+    Command::new(binary()).arg(name).args(arguments).output().unwrap()
 }

@@ -94,6 +94,10 @@ fn judge_postgres(code: &str, message: &str) -> Error {
     let unavailable = |text: &'static str| Error::unavailable(text);
     match code {
         "40001" | "40P01" => unavailable("database: lost against another transaction"),
+        // The part of its month was made while the row was on its way.
+        "23514" if message.contains("partition constraint") => {
+            unavailable("database: lost against another transaction")
+        }
         "55P03" => unavailable("database: a lock was not had within the time limit"),
         "57014" => unavailable("database: a statement took too long"),
         "25006" => read_only(),
@@ -213,5 +217,7 @@ mod tests {
         ] {
             assert_eq!(judge_postgres(code, "text").kind(), kind, "{code}");
         }
+        let told = "new row for relation \"runs_default\" violates partition constraint";
+        assert_eq!(judge_postgres("23514", told).kind(), ErrorKind::Unavailable);
     }
 }
