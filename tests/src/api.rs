@@ -1,5 +1,6 @@
 //! A plain client of the public API: what a user's own script would be.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Method, StatusCode};
@@ -89,6 +90,69 @@ impl Api {
         let answer = request.send().await.unwrap();
         assert!(answer.status().is_success(), "GET {path}: {}", answer.status());
         answer.bytes().await.unwrap().to_vec()
+    }
+
+    /// Creates everything that a job on DuckDB needs; the warehouse is in `folder`. The job's id.
+    pub async fn job(&self, folder: &Path, repository: &str, commands: &[&str]) -> i64 {
+        let warehouse = folder.join("warehouse.duckdb").display().to_string();
+        let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": warehouse}});
+        let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
+        self.job_on(repository, commands, &connection, &credentials, &json!({}))
+            .await
+    }
+
+    /// The same on any connection; `more` is merged into the job.
+    ///
+    /// # Panics
+    /// When something is refused.
+    pub async fn job_on(
+        &self,
+        repository: &str,
+        commands: &[&str],
+        connection: &Value,
+        credentials: &Value,
+        more: &Value,
+    ) -> i64 {
+        let id = |value: Value| value["id"].as_i64().unwrap();
+        let project = id(self.post("v3/accounts/{a}/projects/", &json!({"name": "Test"})).await);
+        let of_project = format!("v3/accounts/{{a}}/projects/{project}");
+        let repository = json!({"project_id": project, "remote_url": repository, "git_clone_strategy": "deploy_key"});
+        let repository = id(self.post(&format!("{of_project}/repositories/"), &repository).await);
+        let mut whole = self.get(&format!("{of_project}/")).await;
+        whole["repository_id"] = json!(repository);
+        self.post(&format!("{of_project}/"), &whole).await;
+        let connection = id(self.post("v3/accounts/{a}/connections/", connection).await);
+        let mut credentials = credentials.clone();
+        credentials["project_id"] = json!(project);
+        let credentials = id(self.post(&format!("{of_project}/credentials/"), &credentials).await);
+        let environment = json!({
+            "name": "Production", "type": "deployment", "deployment_type": "production", "dbt_version": "latest",
+            "connection_id": connection, "credentials_id": credentials, "project_id": project,
+        });
+        let environment = id(self.post(&format!("{of_project}/environments/"), &environment).await);
+        let mut job = json!({
+            "project_id": project, "environment_id": environment, "name": "Test job", "execute_steps": commands,
+        });
+        for (name, value) in more.as_object().unwrap() {
+            job[name] = value.clone();
+        }
+        id(self.post("v2/accounts/{a}/jobs/", &job).await)
+    }
+
+    /// Another job that is like one but for what `more` says. Its id.
+    ///
+    /// # Panics
+    /// When something is refused.
+    pub async fn job_like(&self, job: i64, more: &Value) -> i64 {
+        let like = self.get(&format!("v2/accounts/{{a}}/jobs/{job}/")).await;
+        let mut fresh = json!({});
+        for name in ["project_id", "environment_id", "name", "execute_steps"] {
+            fresh[name] = like[name].clone();
+        }
+        for (name, value) in more.as_object().unwrap() {
+            fresh[name] = value.clone();
+        }
+        self.post("v2/accounts/{a}/jobs/", &fresh).await["id"].as_i64().unwrap()
     }
 
     /// Triggers a job; the run's id.

@@ -25,6 +25,29 @@ mkdir -p "$DBT_TARGET_PATH"
 echo '{"metadata": {}, "results": []}' > "$DBT_TARGET_PATH/run_results.json"
 "#;
 
+/// What stands in for dbt where somebody looks whether it ran once: it writes down when it begins, works and ends, by
+/// the name of its execution, and says its name in every line.
+const MARKING: &str = r#"
+[[ "$DBT_TARGET_PATH $PWD" =~ run-[0-9]+-[0-9]+ ]] && name=${BASH_REMATCH[0]}
+command=$1
+mark() { echo "$EPOCHREALTIME $1 $name $command $$" >> MARKS; }
+mark begins
+for ((i = 0; i < LINES; i++)); do
+  echo "$name $command says $i"
+  (( i % 50 == 0 )) && [ "$command" = build ] && sleep 0.$((RANDOM % 8 + 1)) && mark works
+done
+mkdir -p "$DBT_TARGET_PATH"
+echo '{"metadata": {}, "results": []}' > "$DBT_TARGET_PATH/run_results.json"
+mark ends
+"#;
+
+/// What a [`marking`] command says of an execution.
+pub fn said(execution: &str, command: &str) -> String {
+    (0..LINES)
+        .map(|number| format!("{execution} {command} says {number}\n"))
+        .collect()
+}
+
 /// Puts the environment in place of the shared real ones of an installation's data directory.
 ///
 /// # Panics
@@ -47,11 +70,18 @@ pub fn install(data: &Path) {
 }
 
 /// A project for it.
-///
-/// # Panics
-/// When it cannot be made.
 pub fn repository(folder: &Path) -> String {
-    let script = SCRIPT.replace("LINES", &LINES.to_string());
+    project_of(folder, SCRIPT)
+}
+
+/// A project for it whose commands leave marks in a file: the instant in seconds, what happens, execution, command and
+/// process.
+pub fn marking(folder: &Path, marks: &Path) -> String {
+    project_of(folder, &MARKING.replace("MARKS", &marks.display().to_string()))
+}
+
+fn project_of(folder: &Path, script: &str) -> String {
+    let script = script.replace("LINES", &LINES.to_string());
     project::repository(
         folder,
         &[("dbt_project.yml", &project::dbt_project("fake")), ("fake.sh", &script)],

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dbtcloud_runtime::vault::KeyringVault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::api::Api;
@@ -269,20 +269,25 @@ impl Installation {
     /// # Panics
     /// When it has a warning or error that is not expected.
     pub fn check_log(&self, log: &Path) {
-        let said = std::fs::read_to_string(log).unwrap_or_default();
-        let unexpected: Vec<&str> = said
-            .lines()
-            .filter(|line| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked"))
-            .filter(|line| {
-                !SLOW_MACHINE.iter().any(|part| line.contains(part))
-                    && !self.expected.iter().any(|part| line.contains(part))
-            })
-            .collect();
+        let unexpected = self.unexpected(log);
         assert!(
             unexpected.is_empty(),
             "unexpected in {}: {unexpected:#?}",
             log.display()
         );
+    }
+
+    /// Warnings and errors in a log that are not expected.
+    pub fn unexpected(&self, log: &Path) -> Vec<String> {
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        said.lines()
+            .filter(|line| line.contains("WARN") || line.contains("ERROR") || line.contains("panicked"))
+            .filter(|line| {
+                !SLOW_MACHINE.iter().any(|part| line.contains(part))
+                    && !self.expected.iter().any(|part| line.contains(part))
+            })
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Processes that belong to this installation, the server left out.
@@ -296,11 +301,7 @@ impl Installation {
 
     /// Creates everything that a job on DuckDB needs, through the API. The job's id.
     pub async fn job(&self, repository: &str, commands: &[&str]) -> i64 {
-        let warehouse = self.path().join("warehouse.duckdb").display().to_string();
-        let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": warehouse}});
-        let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
-        self.job_on(repository, commands, &connection, &credentials, &json!({}))
-            .await
+        self.api.job(self.path(), repository, commands).await
     }
 
     /// The same on any connection; `more` is merged into the job.
@@ -315,31 +316,9 @@ impl Installation {
         credentials: &Value,
         more: &Value,
     ) -> i64 {
-        let api = &self.api;
-        let id = |value: Value| value["id"].as_i64().unwrap();
-        let project = id(api.post("v3/accounts/{a}/projects/", &json!({"name": "Test"})).await);
-        let of_project = format!("v3/accounts/{{a}}/projects/{project}");
-        let repository = json!({"project_id": project, "remote_url": repository, "git_clone_strategy": "deploy_key"});
-        let repository = id(api.post(&format!("{of_project}/repositories/"), &repository).await);
-        let mut whole = api.get(&format!("{of_project}/")).await;
-        whole["repository_id"] = json!(repository);
-        api.post(&format!("{of_project}/"), &whole).await;
-        let connection = id(api.post("v3/accounts/{a}/connections/", connection).await);
-        let mut credentials = credentials.clone();
-        credentials["project_id"] = json!(project);
-        let credentials = id(api.post(&format!("{of_project}/credentials/"), &credentials).await);
-        let environment = json!({
-            "name": "Production", "type": "deployment", "deployment_type": "production", "dbt_version": "latest",
-            "connection_id": connection, "credentials_id": credentials, "project_id": project,
-        });
-        let environment = id(api.post(&format!("{of_project}/environments/"), &environment).await);
-        let mut job = json!({
-            "project_id": project, "environment_id": environment, "name": "Test job", "execute_steps": commands,
-        });
-        for (name, value) in more.as_object().unwrap() {
-            job[name] = value.clone();
-        }
-        id(api.post("v2/accounts/{a}/jobs/", &job).await)
+        self.api
+            .job_on(repository, commands, connection, credentials, more)
+            .await
     }
 }
 

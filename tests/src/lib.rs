@@ -14,6 +14,7 @@ pub mod project;
 pub mod released;
 pub mod s3;
 pub mod scrape;
+pub mod server;
 mod shared;
 pub mod tls;
 

@@ -26,6 +26,27 @@ impl Process {
     }
 }
 
+impl Process {
+    /// What a variable was when the program began.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let environment = std::fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let told = environment
+            .split('\0')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        told.map(str::to_owned)
+    }
+
+    /// Whether it is an agent of the platform.
+    pub fn is_agent(&self) -> bool {
+        let program = self
+            .command
+            .first()
+            .is_some_and(|program| program.ends_with("/dbtcloud"));
+        program && self.command.get(1).is_some_and(|role| role == "agent")
+    }
+}
+
 /// Living processes whose arguments or environment mention `directory`, this one left out.
 pub fn of(directory: &Path) -> Vec<Process> {
     let needle = directory.display().to_string();

@@ -27,14 +27,10 @@ fn counting(installation: &Installation) -> String {
 }
 
 fn agents(installation: &Installation) -> usize {
-    let is_agent = |command: &[String]| {
-        command.first().is_some_and(|program| program.ends_with("/dbtcloud"))
-            && command.get(1).is_some_and(|role| role == "agent")
-    };
     installation
         .processes()
         .iter()
-        .filter(|process| is_agent(&process.command))
+        .filter(|process| process.is_agent())
         .count()
 }
 

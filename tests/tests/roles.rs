@@ -2,22 +2,16 @@
 //! while people ask, runs go on and somebody follows one of them. Nobody notices.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dbtcloud_contract::wait::until;
-use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_tests::api::{Api, steps};
 use dbtcloud_tests::fake;
 use dbtcloud_tests::installation::Installation;
 use dbtcloud_tests::postgres;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use dbtcloud_tests::server::{self, Server};
 use serde_json::{Value, json};
 
 /// How long anything may take.
@@ -31,77 +25,6 @@ const STEPS: [&str; 4] = [
     "Invoke dbt with `dbt deps`",
     "Invoke dbt with `dbt ",
 ];
-
-/// One server of the installation beside its gateway; it comes back at the same address.
-struct Server {
-    arguments: Vec<String>,
-    url: String,
-    log: PathBuf,
-    child: Option<Child>,
-}
-
-impl Server {
-    fn new(installation: &Installation, role: &str, number: usize) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let listen = format!("127.0.0.1:{port}");
-        let arguments = ["--role", role, "--listen", &listen, "--drain-seconds", "1"];
-        let agents = ["--agent-url".to_owned(), installation.url()];
-        Self {
-            arguments: arguments.into_iter().map(str::to_owned).chain(agents).collect(),
-            url: format!("http://{listen}"),
-            log: installation.path().join(format!("{role}-{number}.log")),
-            child: None,
-        }
-    }
-
-    fn spawn(&mut self, installation: &Installation) {
-        let mut log = std::fs::File::options();
-        let log = log.create(true).append(true).open(&self.log).unwrap();
-        let mut command = installation.command("serve");
-        command
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        self.child = Some(command.spawn().unwrap());
-    }
-
-    async fn ready(&self) {
-        let ready = format!("{}/readyz", self.url);
-        until(LIMIT, || async {
-            match reqwest::get(&ready).await {
-                Ok(answer) if answer.status().is_success() => Ok(()),
-                _ => Err(std::fs::read_to_string(&self.log).unwrap_or_default()),
-            }
-        })
-        .await;
-    }
-
-    async fn stop(&mut self) {
-        let mut child = self.child.take().unwrap();
-        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
-        let began = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(began.elapsed() < LIMIT, "{} did not stop", self.log.display());
-            tokio::time::sleep(LOOK_AGAIN).await;
-        };
-        assert!(status.success(), "{} ended with {status}", self.log.display());
-        let said = std::fs::read_to_string(&self.log).unwrap();
-        assert!(said.contains("stopped"), "{said}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
 
 /// What people do until it is enough. Any answer but a success, or none, is a panic.
 #[derive(Clone)]
@@ -240,13 +163,8 @@ impl Tail {
 async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     let database = tokio::task::spawn_blocking(postgres::database).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let key = folder.path().join("key");
-    let mut file = std::fs::File::options();
-    let mut file = file.create_new(true).write(true).mode(0o600).open(&key).unwrap();
-    let fresh = KeyringVault::generate().unwrap();
-    std::io::Write::write_all(&mut file, fresh.expose().as_bytes()).unwrap();
-    let (url, key) = (database.url(), key.display().to_string());
-    let mut installation = Installation::with(&["--database-url", &url, "--key-file", &key, "--migrate"]);
+    let (url, key) = (database.url(), server::key(folder.path()));
+    let installation = Installation::with(&["--database-url", &url, "--key-file", &key, "--migrate"]);
     fake::install(installation.path());
     let roles = ["app", "app", "scheduler", "scheduler"];
     let mut servers: Vec<Server> = (0..)
@@ -259,13 +177,10 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     for server in &servers {
         server.ready().await;
     }
-    // The installation's own server is the gateway: everybody asks it, agents too.
-    installation.environment = vec![
-        ("DBTCLOUD_ROLE", "gateway".to_owned()),
-        ("DBTCLOUD_APP_URL", format!("{},{}", servers[0].url, servers[1].url)),
-        ("DBTCLOUD_AGENT_URL", installation.url()),
-    ];
-    installation.start().await;
+    // Everybody asks the gateway, agents too.
+    let mut gateway = Server::gateway(&installation, &[&servers[0].url, &servers[1].url]);
+    gateway.spawn(&installation);
+    gateway.ready().await;
 
     let repository = fake::repository(&installation.path().join("origin"));
     let enough = folder.path().join("enough");
@@ -329,9 +244,8 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     let runs = database.ask("SELECT count(*), max(attempt), min(status), max(status) FROM runs");
     assert_eq!(runs, format!("{}|1|success|success", ended + 1));
 
-    for server in &mut servers {
+    for server in servers.iter_mut().chain([&mut gateway]) {
         server.stop().await;
         installation.check_log(&server.log);
     }
-    installation.stop().await;
 }
