@@ -222,3 +222,85 @@ impl std::fmt::Display for Object {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let sum = |bytes| Sum {
+            bytes,
+            sha256: hex::encode(Sha256::digest(b"text")),
+        };
+        Manifest {
+            format: FORMAT,
+            dbtcloud: "0.1.0".to_owned(),
+            schema: SqlStorage::SCHEMA_VERSION,
+            at: Timestamp::from_micros(1_774_738_800_000_000),
+            date: "2026-03-28T23:00:00.000000Z".to_owned(),
+            database: DatabasePart {
+                file: sum(7),
+                tables: vec![TablePart {
+                    table: "runs".to_owned(),
+                    rows: 17,
+                    sha256: sum(1).sha256,
+                }],
+            },
+            objects: ObjectsPart {
+                list: sum(3),
+                count: 2,
+                bytes: 20,
+                missing: 0,
+            },
+            keys: vec!["0badcafe".to_owned()],
+        }
+    }
+
+    #[test]
+    fn a_manifest_comes_back_and_no_bit_of_it_may_change() {
+        let text = manifest().to_text().unwrap();
+        assert_eq!(Manifest::from_text(&text).unwrap(), manifest());
+        for at in 0..text.len() {
+            for bit in 0..8 {
+                let mut damaged = text.clone();
+                damaged[at] ^= 1 << bit;
+                let error = Manifest::from_text(&damaged).unwrap_err().to_string();
+                assert!(error.starts_with(MANIFEST), "byte {at}, bit {bit}: {error}");
+            }
+            // The line break at the end is no part of it.
+            if at + 1 < text.len() {
+                assert!(Manifest::from_text(&text[..at]).is_err(), "cut at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_newer_says_what_to_do() {
+        let mut newer = manifest();
+        newer.schema += 1;
+        newer.dbtcloud = "9.9.9".to_owned();
+        let mut text = String::from_utf8(newer.to_text().unwrap()).unwrap();
+        // With something that this version does not know.
+        text = text.replace("\"keys\"", "\"more\": 1, \"keys\"");
+        let error = Manifest::from_text(text.as_bytes()).unwrap_err().to_string();
+        assert!(
+            error.contains("dbtcloud 9.9.9") && error.contains("use that version"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_object_says_its_key_and_comes_back() {
+        for area in [Area::Logs, Area::Step(3)] {
+            let key = ArtifactKey {
+                account: 1.into(),
+                run: 20_261_100_000_001.into(),
+                area,
+                path: "a/b c.sql".parse().unwrap(),
+            };
+            let object = Object::new(&key, None);
+            let line = serde_json::to_string(&object).unwrap();
+            assert_eq!(serde_json::from_str::<Object>(&line).unwrap().key().unwrap(), key);
+        }
+    }
+}

@@ -4,5 +4,6 @@
 mod broken_off;
 mod comes_back;
 mod damage;
+mod elsewhere;
 mod meanwhile;
 mod stage;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dbtcloud_contract::wait::until;
 use dbtcloud_runtime::vault::KeyringVault;
+use dbtcloud_tests::api::Api;
 use dbtcloud_tests::installation::{Installation, binary};
 use dbtcloud_tests::postgres::Database;
 use dbtcloud_tests::s3::{ADMIN, Bucket};
@@ -66,7 +67,9 @@ impl Stage {
             Base::Shared(database, bucket) => {
                 let (url, artifacts) = (database.url(), bucket.url());
                 let urls = ["--database-url", &url, "--artifacts-url", &artifacts];
-                let mut installation = Installation::with(&[&urls[..], &["--key-file", &text, "--migrate"]].concat());
+                let mut installation = Installation::with(
+                    &[&urls[..], &["--key-file", &text, "--migrate", "--drain-seconds", "0"]].concat(),
+                );
                 installation.environment = bucket.environment(ADMIN);
                 installation
             }
@@ -163,45 +166,7 @@ impl Stage {
     /// Everything that the API tells of these runs and of what people edit: files byte for byte, answers but for what
     /// depends on when and where they are looked at.
     pub async fn told(&self, runs: &[i64]) -> Vec<(String, Vec<u8>)> {
-        let api = self.installation.api();
-        let mut paths: Vec<String> = ["projects", "connections", "environments"]
-            .iter()
-            .map(|kind| format!("v3/accounts/{{a}}/{kind}/"))
-            .collect();
-        paths.push("v2/accounts/{a}/jobs/".to_owned());
-        for run in runs {
-            let of_run = format!("v2/accounts/{{a}}/runs/{run}/");
-            paths.push(format!(
-                "{of_run}?include_related=[\"trigger\",\"job\",\"environment\",\"run_steps\",\"debug_logs\"]"
-            ));
-            let kept = api.get(&format!("{of_run}artifacts/")).await;
-            assert!(!kept.as_array().unwrap().is_empty());
-            paths.extend(
-                kept.as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|kept| format!("{of_run}artifacts/{}", kept.as_str().unwrap())),
-            );
-            paths.push(format!("{of_run}artifacts/"));
-            let whole = api.run(*run).await.unwrap();
-            for step in whole["run_steps"].as_array().unwrap() {
-                paths.push(format!(
-                    "v2/accounts/{{a}}/steps/{}/?include_related=[\"debug_logs\"]",
-                    step["id"]
-                ));
-            }
-        }
-        let mut told = Vec::new();
-        for path in paths {
-            let mut bytes = api.bytes(&path).await;
-            if path.ends_with('/') || path.contains('?') {
-                let mut answer = serde_json::from_slice(&bytes).unwrap();
-                strip(&mut answer);
-                bytes = answer.to_string().into_bytes();
-            }
-            told.push((path, bytes));
-        }
-        told
+        told(self.installation.api(), runs).await
     }
 
     /// The whole installation is gone, but for its key file: processes, database, objects, directories.
@@ -225,13 +190,55 @@ impl Stage {
     }
 }
 
-/// Takes out how long ago something was, and where a log is just now.
+/// See [`Stage::told`].
+pub async fn told(api: &Api, runs: &[i64]) -> Vec<(String, Vec<u8>)> {
+    let mut paths: Vec<String> = ["projects", "connections", "environments"]
+        .iter()
+        .map(|kind| format!("v3/accounts/{{a}}/{kind}/"))
+        .collect();
+    paths.push("v2/accounts/{a}/jobs/".to_owned());
+    for run in runs {
+        let of_run = format!("v2/accounts/{{a}}/runs/{run}/");
+        paths.push(format!(
+            "{of_run}?include_related=[\"trigger\",\"job\",\"environment\",\"run_steps\",\"debug_logs\"]"
+        ));
+        let kept = api.get(&format!("{of_run}artifacts/")).await;
+        assert!(!kept.as_array().unwrap().is_empty());
+        paths.extend(
+            kept.as_array()
+                .unwrap()
+                .iter()
+                .map(|kept| format!("{of_run}artifacts/{}", kept.as_str().unwrap())),
+        );
+        paths.push(format!("{of_run}artifacts/"));
+        let whole = api.run(*run).await.unwrap();
+        for step in whole["run_steps"].as_array().unwrap() {
+            paths.push(format!(
+                "v2/accounts/{{a}}/steps/{}/?include_related=[\"debug_logs\"]",
+                step["id"]
+            ));
+        }
+    }
+    let mut told = Vec::new();
+    for path in paths {
+        let mut bytes = api.bytes(&path).await;
+        if path.ends_with('/') || path.contains('?') {
+            let mut answer = serde_json::from_slice(&bytes).unwrap();
+            strip(&mut answer);
+            bytes = answer.to_string().into_bytes();
+        }
+        told.push((path, bytes));
+    }
+    told
+}
+
+/// Takes out how long ago something was, where a log is just now, and where the server is.
 fn strip(value: &mut Value) {
     match value {
         Value::Array(all) => all.iter_mut().for_each(strip),
         Value::Object(all) => {
             all.retain(|name, _| {
-                !name.ends_with("_humanized") && !["log_location", "log_archive_type"].contains(&name.as_str())
+                !name.ends_with("_humanized") && !["href", "log_location", "log_archive_type"].contains(&name.as_str())
             });
             all.values_mut().for_each(strip);
         }

@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -77,6 +78,8 @@ pub struct OpendalArtifacts {
     pub(crate) remote: bool,
     /// The directory to be synced, when it is one.
     pub(crate) directory: Option<PathBuf>,
+    /// The bucket that it is a part of, when a URL named it.
+    bucket: Option<Arc<Bucket>>,
     /// Tells what this store lets in from what other processes do, also on other machines.
     token: u64,
 }
@@ -92,7 +95,7 @@ impl OpendalArtifacts {
         Self::at(operator, store)
     }
 
-    pub(crate) fn at(operator: Operator, store: Store) -> Self {
+    fn at(operator: Operator, store: Store) -> Self {
         let info = operator.info();
         let directory = (info.scheme() == "fs").then(|| PathBuf::from(info.root()));
         Self {
@@ -100,6 +103,7 @@ impl OpendalArtifacts {
             operator,
             store,
             directory,
+            bucket: None,
             token: RandomState::new().build_hasher().finish(),
         }
     }
@@ -117,8 +121,16 @@ impl OpendalArtifacts {
     /// Errors: `Invalid` for anything else, and for credentials in the URL, naming the variable they belong
     /// in; `Unavailable` when a directory cannot be made.
     pub fn from_url(url: &str, options: &Options) -> Result<Self> {
-        let place = Place::parse(url)?;
-        Ok(Self::at(place.operator(options)?, place.store()))
+        Self::of(Place::parse(url)?, options)
+    }
+
+    pub(crate) fn of(place: Place, options: &Options) -> Result<Self> {
+        let mut artifacts = Self::at(place.operator(options)?, place.store());
+        if artifacts.remote {
+            let (options, whole) = (options.clone(), OnceLock::new());
+            artifacts.bucket = Some(Arc::new(Bucket { place, options, whole }));
+        }
+        Ok(artifacts)
     }
 
     /// Whether a URL can be understood; nothing is opened. Errors: `Invalid`.
@@ -216,14 +228,21 @@ impl OpendalArtifacts {
     }
 
     /// Makes a file of `other` a file here without its bytes passing through: two names of one file, where both are
-    /// directories of one file system. `false` when that cannot be had, or the file is not there.
+    /// directories of one file system; a copy that the store makes, where both are in one bucket. `false` when that
+    /// cannot be had, or the file is not there.
     ///
-    /// Whatever one store does to the file it does to the other's: for files that nobody writes over.
+    /// Two names of one file: whatever one store does to it is done to the other's. For files that nobody changes.
     pub async fn link(&self, other: &Self, key: &ArtifactKey) -> Result<bool> {
+        let at = layout::key(key);
+        if let (Some(ours), Some(theirs)) = (&self.bucket, &other.bucket) {
+            return Ok(match ours.paths(theirs, &at) {
+                Some((from, to)) => ours.whole()?.copy(&from, &to).await.is_ok(),
+                None => false,
+            });
+        }
         let (Some(to), Some(from)) = (&self.directory, &other.directory) else {
             return Ok(false);
         };
-        let at = layout::key(key);
         let touched = self.touched(&at).await;
         let (from, to) = (from.join(&at), to.join(&at));
         let linked = tokio::task::spawn_blocking(move || hard_link(&from, &to)).await;
@@ -304,6 +323,35 @@ impl OpendalArtifacts {
         };
         above.truncate(if known { 1 } else { above.len() });
         above
+    }
+}
+
+/// What a store is a part of.
+#[derive(Debug)]
+struct Bucket {
+    place: Place,
+    options: Options,
+    whole: OnceLock<Operator>,
+}
+
+impl Bucket {
+    /// Where a file of another part of the same bucket is in it, and where it would be in this one.
+    fn paths(&self, other: &Self, at: &str) -> Option<(String, String)> {
+        let ((ours, to), (theirs, from)) = (self.place.clone().whole()?, other.place.clone().whole()?);
+        (ours == theirs).then(|| (format!("{from}{at}"), format!("{to}{at}")))
+    }
+
+    /// All of it.
+    fn whole(&self) -> Result<&Operator> {
+        if let Some(whole) = self.whole.get() {
+            return Ok(whole);
+        }
+        let place = self.place.clone();
+        let (place, _) = place
+            .whole()
+            .ok_or_else(|| Error::invalid("artifacts_url", "expected a bucket"))?;
+        let operator = place.operator(&self.options)?;
+        Ok(self.whole.get_or_init(|| operator))
     }
 }
 

@@ -56,8 +56,7 @@ impl Files {
     ///
     /// Errors: as [`OpendalArtifacts::from_url`].
     pub fn artifacts(&self, folder: &str) -> Result<OpendalArtifacts> {
-        let place = Place::parse(&self.url)?.below(folder);
-        Ok(OpendalArtifacts::at(place.operator(&self.options)?, place.store()))
+        OpendalArtifacts::of(Place::parse(&self.url)?.below(folder), &self.options)
     }
 
     /// Makes sure that the place can be used; see [`OpendalArtifacts::check`].

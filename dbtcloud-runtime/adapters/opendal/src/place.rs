@@ -74,7 +74,7 @@ impl Options {
 }
 
 /// A URL that was understood.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Directory(String),
     Memory,
@@ -248,6 +248,23 @@ impl Place {
             }),
             _ => Ok(Self::Memory),
         }
+    }
+
+    /// The whole bucket, and the prefix in it, which ends with `/` or is empty; `None` for what is none.
+    pub(crate) fn whole(mut self) -> Option<(Self, String)> {
+        let prefix = match &mut self {
+            Self::S3 { prefix, .. } | Self::Azure { prefix, .. } | Self::Gcs { prefix, .. } => {
+                std::mem::replace(prefix, "/".to_owned())
+            }
+            Self::Directory(_) | Self::Memory => return None,
+        };
+        let prefix = prefix.trim_matches('/');
+        let prefix = if prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{prefix}/")
+        };
+        Some((self, prefix))
     }
 
     /// The place of this name inside of it.

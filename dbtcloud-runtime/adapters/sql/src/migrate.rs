@@ -90,6 +90,12 @@ impl SqlStorage {
     /// database is too new for the binary, `Corrupt` when it is not one of ours, `Unavailable` when it
     /// cannot be had now (nothing was changed).
     pub async fn migrate(&self) -> Result<()> {
+        self.migrate_to(Self::SCHEMA_VERSION).await
+    }
+
+    /// The same to the schema of an earlier release, for tests of what that one left behind.
+    #[doc(hidden)]
+    pub async fn migrate_to(&self, number: u32) -> Result<()> {
         let mut work = self.database.begin().await?;
         let mut link = work.link();
         let done: Result<_> = async {
@@ -97,7 +103,8 @@ impl SqlStorage {
             link.all(&LOCK, args![]).await?;
             link.execute(&RECORD_TABLE, args![]).await?;
             let version = version_of(&mut link).await?;
-            for migration in MIGRATIONS.iter().filter(|migration| migration.number > version) {
+            let wanted = |migration: &&Migration| migration.number > version && migration.number <= number;
+            for migration in MIGRATIONS.iter().filter(wanted) {
                 link.script(migration.text.on(link.engine())).await?;
                 if migration.number < HAS_OLDEST {
                     link.execute(&RECORD, args![migration.number, migration.name]).await?;
