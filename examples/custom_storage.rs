@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use dbtcloud_core::audit::{Entry, Logged};
 use dbtcloud_core::catalog::{Draft, Kind, Query, Row};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::ports::*;
@@ -88,6 +89,14 @@ macro_rules! forward {
 }
 
 forward! {
+    Audit {
+        writes note(entry: &Entry) -> () = format!("{} {}", entry.subject.name(), entry.id);
+        reads entries(
+            account: AccountId, from: Option<Timestamp>, to: Option<Timestamp>, page: Page
+        ) -> Paged<Logged>;
+        writes forget_entries(account: AccountId, before: Timestamp, limit: u32) -> u64 =
+            format!("entries of account {account} before {before}");
+    }
     Catalog {
         writes insert(draft: Draft) -> Row = format!("a {} of account {}", draft.kind.noun(), draft.account);
         reads get(kind: Kind, account: AccountId, id: i64) -> Row;
@@ -108,6 +117,7 @@ forward! {
         reads dispatches(account: AccountId, to: Addressee, page: Page) -> Paged<Dispatched>;
         reads last_tries(to: Addressee, ended: bool, limit: u32) -> Vec<Dispatched>;
         reads undelivered(channel: Channel) -> u64;
+        reads old_dispatches(before: Timestamp) -> u64;
         writes forget_dispatches(before: Timestamp, limit: u32) -> u64 = format!("dispatches before {before}");
     }
     History {

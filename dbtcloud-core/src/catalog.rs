@@ -4,6 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Actor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{AccountId, ProjectId};
 use crate::page::{Direction, Page, Paged};
@@ -156,6 +157,8 @@ pub struct Draft {
     pub body: serde_json::Value,
     /// The instant of the change.
     pub at: Timestamp,
+    /// Who makes it, for the audit log.
+    pub by: Actor,
 }
 
 /// By what a list is ordered; ties are broken by id.
@@ -292,20 +295,36 @@ pub fn draft<T: Entity>(account: AccountId, body: &T, deleted: bool, at: Timesta
         body: serde_json::to_value(body)
             .map_err(|e| Error::new(ErrorKind::Invalid, "body cannot be written as JSON").because(e))?,
         at,
+        by: Actor::System,
     })
 }
 
 /// The typed view of a [`Catalog`]: `catalog.fetch::<Job>(account, id)`.
 #[allow(async_fn_in_trait)]
 pub trait CatalogExt: Catalog {
-    /// Inserts a body. See [`Catalog::insert`].
+    /// Inserts a body for the platform itself. See [`Catalog::insert`].
     fn create<T: Entity>(
         &self,
         account: AccountId,
         body: &T,
         at: Timestamp,
     ) -> impl Future<Output = Result<Record<T>>> + Send {
-        async move { self.insert(draft(account, body, false, at)?).await?.try_into() }
+        async move { self.create_by(&Actor::System, account, body, at).await }
+    }
+
+    /// Inserts a body for somebody. See [`Catalog::insert`].
+    fn create_by<T: Entity>(
+        &self,
+        by: &Actor,
+        account: AccountId,
+        body: &T,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<Record<T>>> + Send {
+        async move {
+            let by = by.clone();
+            let draft = draft(account, body, false, at)?;
+            self.insert(Draft { by, ..draft }).await?.try_into()
+        }
     }
 
     /// The record that is not deleted. See [`Catalog::get`].
@@ -323,13 +342,28 @@ pub trait CatalogExt: Catalog {
         }
     }
 
-    /// Writes a record back; its version must be the stored one. See [`Catalog::update`].
+    /// Writes a record back for the platform itself; its version must be the stored one. See [`Catalog::update`].
     fn save<T: Entity>(&self, record: &Record<T>, at: Timestamp) -> impl Future<Output = Result<Record<T>>> + Send
     where
         T::Id: Into<i64>,
     {
+        async move { self.save_by(&Actor::System, record, at).await }
+    }
+
+    /// Writes a record back for somebody; its version must be the stored one. See [`Catalog::update`].
+    fn save_by<T: Entity>(
+        &self,
+        by: &Actor,
+        record: &Record<T>,
+        at: Timestamp,
+    ) -> impl Future<Output = Result<Record<T>>> + Send
+    where
+        T::Id: Into<i64>,
+    {
         async move {
+            let by = by.clone();
             let draft = draft(record.account, &record.body, record.deleted, at)?;
+            let draft = Draft { by, ..draft };
             self.update(record.id.into(), record.version, draft).await?.try_into()
         }
     }

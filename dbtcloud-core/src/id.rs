@@ -32,6 +32,8 @@ macro_rules! id_type {
 id_type! {
     /// An account: the tenant that every other noun belongs to.
     AccountId,
+    /// An entry of the audit log.
+    AuditId,
     /// A connection: where a warehouse is.
     ConnectionId,
     /// Credentials: who logs in to a warehouse.

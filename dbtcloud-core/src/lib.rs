@@ -12,6 +12,7 @@
 //!   [`secret::Sealed`].
 
 pub mod account;
+pub mod audit;
 pub mod catalog;
 pub mod connection;
 pub mod environment;

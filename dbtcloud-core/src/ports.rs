@@ -6,6 +6,7 @@
 //! and that calling again is safe.
 
 mod artifacts;
+mod audit;
 mod catalog;
 mod clock;
 mod dispatches;
@@ -27,6 +28,7 @@ pub use artifacts::{
     ARTIFACT_PATH_LIMIT_BYTES, Area, ArtifactKey, ArtifactMeta, ArtifactPath, Artifacts, ByteRange, ByteStream,
     RunStream,
 };
+pub use audit::Audit;
 pub use catalog::Catalog;
 pub use clock::Clock;
 pub use dispatches::{
@@ -53,7 +55,8 @@ pub use wakeups::{Bell, BellStream, Wakeups};
 /// All storage ports together, for the builder that is given one storage. No function but a builder may
 /// ask for it: a function asks for the traits it uses.
 pub trait Storage:
-    Catalog
+    Audit
+    + Catalog
     + Dispatches
     + History
     + Journal
@@ -72,7 +75,8 @@ pub trait Storage:
 }
 
 impl<T> Storage for T where
-    T: Catalog
+    T: Audit
+        + Catalog
         + Dispatches
         + History
         + Journal

@@ -18,6 +18,7 @@ pub use status::{Illegal, RunEvent, RunStatus, StepEvent, StepStatus};
 pub use steps::{StepKind, StepPlan, plan_steps};
 pub use wait::{Wait, WaitCause, explain};
 
+use crate::audit::Actor;
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::job::JobType;
 use crate::ports::LogPart;
@@ -89,6 +90,9 @@ pub struct Trigger {
     /// The trace that the run belongs to, as W3C's `traceparent`: its parent in it.
     #[serde(default)]
     pub traceparent: Option<String>,
+    /// Who set it off, for the audit log.
+    #[serde(default, skip_serializing_if = "Actor::is_system")]
+    pub by: Actor,
 }
 
 impl Trigger {
@@ -105,6 +109,7 @@ impl Trigger {
             non_native_pull_request_id: None,
             overrides: Overrides::default(),
             traceparent: None,
+            by: Actor::System,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use dbtcloud_core::Result;
 use dbtcloud_core::account::Account;
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Extras, Record};
 use dbtcloud_core::connection::{Connection, Credentials};
 use dbtcloud_core::environment::{DeploymentType, Environment, EnvironmentKind};
@@ -153,6 +154,6 @@ impl ControlPlane {
         let environment = catalog.create(account, &environment, now).await?;
         let mut job = Job::new(project.id, environment.id, blueprint.name.clone());
         job.execute_steps.clone_from(&blueprint.commands);
-        self.create_job(account, job).await
+        self.create_job(&Actor::System, account, job).await
     }
 }

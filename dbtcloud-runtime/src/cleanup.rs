@@ -7,6 +7,7 @@
 mod flush_logs;
 mod heal_hands;
 mod make_months;
+mod purge_dispatches;
 mod purge_leases;
 mod purge_tickets;
 mod remove_executions;
@@ -114,6 +115,7 @@ pub fn chores() -> Vec<Box<dyn Chore>> {
         Box::new(flush_logs::FlushLogs::default()),
         Box::new(purge_tickets::PurgeTickets),
         Box::new(purge_leases::PurgeLeases),
+        Box::new(purge_dispatches::PurgeDispatches),
     ]
 }
 

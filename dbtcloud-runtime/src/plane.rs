@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Bell, Catalog, Channel, Clock, Consumer, Dispatches, Executor, History, Journal, Leases, Logs, Outbox,
-    Owner, Runs, Schedules, Sessions, Storage, Tickets, Vault, Volume, Wakeups,
+    Artifacts, Audit, Bell, Catalog, Channel, Clock, Consumer, Dispatches, Executor, History, Journal, Leases, Logs,
+    Outbox, Owner, Runs, Schedules, Sessions, Storage, Tickets, Vault, Volume, Wakeups,
 };
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::{Error, Result};
@@ -195,6 +195,11 @@ impl ControlPlane {
                 tracer: None,
             },
         }
+    }
+
+    /// Who changed what.
+    pub fn audit(&self) -> &dyn Audit {
+        &*self.shared.storage
     }
 
     /// Everything that people edit.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use dbtcloud_contract::memory::{ManualClock, MemoryArtifacts, MemoryStorage, Script, ScriptedExecutor};
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Kind, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::RunId;
@@ -233,7 +234,10 @@ async fn a_thousand_schedules_of_one_instant_fire_once_each_with_four_schedulers
     job.triggers.schedule = true;
     job.schedule = Some(Schedule::cron("0 * * * *", "UTC").unwrap());
     for _ in 0..1_000 {
-        plane.create_job(first.account, job.clone()).await.unwrap();
+        plane
+            .create_job(&Actor::System, first.account, job.clone())
+            .await
+            .unwrap();
     }
     let mut schedulers: Vec<_> = (0..4).map(|n| Scheduler::new(world.plane(&format!("s{n}")))).collect();
     world.clock.advance(Duration::from_secs(3_600));
@@ -259,7 +263,7 @@ async fn instants_missed_while_the_platform_was_down_are_one_run() {
     let mut job = first.body.clone();
     job.triggers.schedule = true;
     job.schedule = Some(Schedule::cron("*/5 * * * *", "UTC").unwrap());
-    let job = plane.create_job(first.account, job).await.unwrap();
+    let job = plane.create_job(&Actor::System, first.account, job).await.unwrap();
     world.clock.advance(Duration::from_secs(3_600));
     let mut scheduler = Scheduler::new(plane.clone());
     assert_eq!(scheduler.tick().await.unwrap().fired, 1);
@@ -282,7 +286,11 @@ async fn cancelling_a_run_that_ignores_it_ends_it_by_force_and_says_what_was_con
     redeem(&plane, &world.ticket(0)).await.unwrap();
     report(&plane, 1, RunEvent::Started).await.unwrap();
     assert_eq!(
-        plane.cancel(job.account, run.id, "user").await.unwrap().status,
+        plane
+            .cancel(&Actor::System, job.account, run.id, "user")
+            .await
+            .unwrap()
+            .status,
         RunStatus::Cancelling
     );
     scheduler.tick().await.unwrap();
@@ -377,7 +385,7 @@ async fn a_job_that_waits_for_another_starts_when_that_one_ends_as_it_should() {
             project: job.project,
             outcomes,
         });
-        plane.create_job(job.account, next).await.unwrap();
+        plane.create_job(&Actor::System, job.account, next).await.unwrap();
     }
     trigger(&plane, &job).await;
     let mut scheduler = Scheduler::new(plane.clone());
@@ -408,7 +416,7 @@ async fn what_follows_from_an_end_is_done_by_another_process() {
         project: job.project,
         outcomes: vec![Outcome::Error],
     });
-    let next = plane.create_job(job.account, next).await.unwrap();
+    let next = plane.create_job(&Actor::System, job.account, next).await.unwrap();
     trigger(&plane, &job).await;
     let mut scheduler = Scheduler::new(plane.clone());
     while scheduler.tick().await.unwrap().settled == 0 {}
@@ -461,7 +469,7 @@ async fn a_delivery_that_fails_comes_again() {
         .build();
         let job = world.job(&plane).await;
         let run = trigger(&plane, &job).await;
-        plane.cancel(job.account, run.id, "user").await.unwrap();
+        plane.cancel(&Actor::System, job.account, run.id, "user").await.unwrap();
         for _ in 0..20 {
             outbox::round(&plane).await.unwrap();
             assert_eq!(outbox::round(&plane).await.unwrap(), 0, "not before its pause is over");
@@ -483,7 +491,10 @@ async fn slots_bound_what_executes_and_one_job_runs_once_at_a_time() {
     let world = World::new();
     let plane = world.plane("one");
     let job = world.job(&plane).await;
-    let other = plane.create_job(job.account, job.body.clone()).await.unwrap();
+    let other = plane
+        .create_job(&Actor::System, job.account, job.body.clone())
+        .await
+        .unwrap();
     let mut first = Vec::new();
     for round in 0..3 {
         for job in [&job, &other] {
@@ -517,7 +528,7 @@ async fn a_deleted_job_is_taken_off_the_clock() {
     let mut job = first.body.clone();
     job.triggers.schedule = true;
     job.schedule = Some(Schedule::cron("0 * * * *", "UTC").unwrap());
-    let mut job = plane.create_job(first.account, job).await.unwrap();
+    let mut job = plane.create_job(&Actor::System, first.account, job).await.unwrap();
     // A crash between the record and its hand: the record says deleted, the hand still stands.
     job.deleted = true;
     plane.catalog().save(&job, START).await.unwrap();

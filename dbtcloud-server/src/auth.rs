@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use dbtcloud_core::account::{Grant, Token, TokenOwner, User};
+use dbtcloud_core::audit;
 use dbtcloud_core::catalog::{CatalogExt, Kind, Record};
 use dbtcloud_core::id::{AccountId, ProjectId, TokenId, UserId};
 use dbtcloud_core::{ErrorKind, Result};
@@ -113,6 +114,15 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The same for the audit log.
+    pub fn by(&self) -> audit::Actor {
+        let name = self.name.clone();
+        match self.actor {
+            Actor::User(id) => audit::Actor::User { id, name },
+            Actor::Service(id) => audit::Actor::Service { id, name },
+        }
+    }
+
     /// Whether they may do this: in `project`, or in the account as a whole. Reading what belongs to the
     /// account as a whole is open to everyone who may read any of it.
     pub fn may(&self, right: Right, project: Option<ProjectId>) -> bool {

@@ -1,6 +1,7 @@
 //! The first account, its administrator and a token, so that there is somebody who may ask for the rest.
 
 use dbtcloud_core::account::{Account, Token, TokenOwner, User};
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Kind, Record};
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::ports::Catalog;
@@ -65,7 +66,12 @@ impl Bootstrap {
             return Ok(None);
         }
         let account = catalog
-            .create(AccountId::new(0), &Account::new(self.account.clone()), now)
+            .create_by(
+                &Actor::Operator,
+                AccountId::new(0),
+                &Account::new(self.account.clone()),
+                now,
+            )
             .await?;
         let user = User {
             email: self.email.clone(),
@@ -73,7 +79,7 @@ impl Bootstrap {
             last_name: self.last_name.clone(),
             is_admin: true,
         };
-        let user = match catalog.create(account.id, &user, now).await {
+        let user = match catalog.create_by(&Actor::Operator, account.id, &user, now).await {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 return Err(Error::invalid("email", "expected an address that no other user has"));
             }
@@ -86,7 +92,7 @@ impl Bootstrap {
             digest: digest(token.expose()),
             expires_at: None,
         };
-        catalog.create(account.id, &record, now).await?;
+        catalog.create_by(&Actor::Operator, account.id, &record, now).await?;
         Ok(Some(Bootstrapped { account, user, token }))
     }
 }

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod artifacts;
+mod audit;
 mod connections;
 mod environments;
 mod jobs;
@@ -95,6 +96,7 @@ fn v3() -> Router<App> {
         .route(&at("/projects/{id}"), single::<Project>())
         .route(&at("/environments"), many::<Environment>())
         .route(&at("/environments/{id}"), single::<Environment>())
+        .route(&at("/audit-logs"), get(audit::list))
         .route(&at("/connections"), many::<Connection>())
         .route(&at("/connections/{id}"), single::<Connection>())
         .route(&project("/environments"), many::<Environment>())

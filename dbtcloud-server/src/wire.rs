@@ -13,6 +13,7 @@ macro_rules! object {
 }
 
 pub(crate) mod account;
+pub(crate) mod audit;
 pub(crate) mod body;
 pub(crate) mod codes;
 pub(crate) mod connection;

@@ -10,6 +10,8 @@
 #[path = "api/world.rs"]
 mod world;
 
+#[path = "api/audit.rs"]
+mod audit;
 #[path = "api/auth.rs"]
 mod auth;
 #[path = "api/bad_input.rs"]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dbtcloud_contract::memory::{ManualClock, ScriptedExecutor};
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::ports::{RunFilter, Storage};
 use dbtcloud_core::schedule::Schedule;
 use dbtcloud_core::{Page, Timestamp};
@@ -35,7 +36,10 @@ async fn herd(url: &str) {
     job.triggers.schedule = true;
     job.schedule = Some(Schedule::cron("0 * * * *", "UTC").unwrap());
     for _ in 0..JOBS {
-        first.create_job(sample.account, job.clone()).await.unwrap();
+        first
+            .create_job(&Actor::System, sample.account, job.clone())
+            .await
+            .unwrap();
     }
 
     // Each scheduler has connections of its own, as in a process of its own.

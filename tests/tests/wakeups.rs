@@ -7,6 +7,7 @@ use std::time::Duration;
 use dbtcloud_contract::faults::FaultyStorage;
 use dbtcloud_contract::memory::{ScriptedExecutor, WallClock};
 use dbtcloud_contract::wait::until;
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::Record;
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{EventBody, Storage};
@@ -119,12 +120,19 @@ async fn each_wakes_the_other(app: &Process, scheduler: &Process, executor: &Scr
             }
         }
     });
-    scheduler.plane.cancel(job.account, second.id, "a test").await.unwrap();
+    scheduler
+        .plane
+        .cancel(&Actor::System, job.account, second.id, "a test")
+        .await
+        .unwrap();
     let ended = tokio::time::timeout(LIMIT, waiting).await.expect("woken").unwrap();
     assert_eq!(ended.status, RunStatus::Cancelled);
 
     // A cancellation in the app reaches the process that drives the run.
-    app.plane.cancel(job.account, run.id, "a test").await.unwrap();
+    app.plane
+        .cancel(&Actor::System, job.account, run.id, "a test")
+        .await
+        .unwrap();
     tokio::time::timeout(LIMIT, following).await.expect("woken").unwrap();
     until(LIMIT, || async {
         let cancelled = executor.cancelled();

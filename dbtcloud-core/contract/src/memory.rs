@@ -2,6 +2,7 @@
 //! in the plainest code that does it. Nothing here is fast, durable or bounded.
 
 mod artifacts;
+mod audit;
 mod catalog;
 mod clock;
 mod dispatches;

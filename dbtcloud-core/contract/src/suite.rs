@@ -16,8 +16,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dbtcloud_core::ports::{
-    Artifacts, Catalog, Clock, Dispatches, History, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions, Storage,
-    Tickets, Volume, Wakeups,
+    Artifacts, Audit, Catalog, Clock, Dispatches, History, Journal, Leases, Logs, Outbox, Runs, Schedules, Sessions,
+    Storage, Tickets, Volume, Wakeups,
 };
 
 /// Declares the cases of a file: the table that runs them by name, and the macro that makes a test of each.
@@ -45,6 +45,7 @@ macro_rules! cases {
 
 pub mod agents;
 pub mod artifacts;
+pub mod audit;
 pub mod catalog;
 pub mod changes;
 pub mod clock;
@@ -131,6 +132,8 @@ impl Subject<Arc<dyn Clock>> {
 /// One storage, door by door: cases name the port they mean.
 #[derive(Clone)]
 pub struct Stores {
+    /// Its audit log.
+    pub audit: Arc<dyn Audit>,
     /// Its catalog.
     pub catalog: Arc<dyn Catalog>,
     /// What it is to send.
@@ -161,6 +164,7 @@ impl Stores {
     /// The doors of a storage.
     pub fn of<S: Storage>(storage: Arc<S>) -> Self {
         Self {
+            audit: storage.clone(),
             catalog: storage.clone(),
             dispatches: storage.clone(),
             history: storage.clone(),
@@ -216,6 +220,7 @@ where
 pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stores>)> {
     let suites = [
         ("agents", agents::CASES),
+        ("audit", audit::CASES),
         ("catalog", catalog::CASES),
         ("changes", changes::CASES),
         ("dispatches", dispatches::CASES),
@@ -256,6 +261,9 @@ macro_rules! storage_suite {
             }
             mod agents {
                 $crate::agents_cases!(super::factory, $([$meta])*);
+            }
+            mod audit {
+                $crate::audit_cases!(super::factory, $([$meta])*);
             }
             mod catalog {
                 $crate::catalog_cases!(super::factory, $([$meta])*);

@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::id::AccountId;
 use crate::page::{Page, Paged};
 
-/// Everything that people edit, as versioned records. [`crate::catalog::CatalogExt`] is its typed view.
+/// Everything that people edit, as versioned records. [`crate::catalog::CatalogExt`] is its typed view. Every change
+/// that is taken is written to the audit log by its own transaction, with the draft's `by`; see [`crate::ports::Audit`].
 #[async_trait]
 pub trait Catalog: Send + Sync {
     /// Stores a new record and gives it an id and version 1.

@@ -215,6 +215,10 @@ pub trait Dispatches: Send + Sync {
     /// How many of a channel wait to be sent, those included that were taken or are to be tried again.
     async fn undelivered(&self, channel: Channel) -> Result<u64>;
 
+    /// How many were posted before an instant and do not wait any more: what [`Dispatches::forget_dispatches`] would
+    /// forget.
+    async fn old_dispatches(&self, before: Timestamp) -> Result<u64>;
+
     /// Forgets what was posted before an instant and does not wait any more, at most `limit`; how many.
     async fn forget_dispatches(&self, before: Timestamp, limit: u32) -> Result<u64>;
 }

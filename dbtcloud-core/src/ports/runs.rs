@@ -315,6 +315,8 @@ pub trait Runs: Send + Sync {
     /// [supersedes](crate::run::Line::supersedes), in the same step: a queued one is cancelled, a live one is
     /// `Cancelling`, each with the line's message. With any number of callers one run of a line is queued in
     /// the end. An `Existing` answer cancels nothing. A run that is requeued is superseded by the next one.
+    ///
+    /// A new one whose trigger is somebody's is written to the audit log with it.
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued>;
 
     /// The run.

@@ -2,6 +2,7 @@
 //! again and again stops.
 
 use async_trait::async_trait;
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Entity, Query, Record};
 use dbtcloud_core::job::{FAILURES_TO_DEACTIVATE, Job};
 use dbtcloud_core::page::PAGE_LIMIT;
@@ -117,7 +118,7 @@ async fn deactivate(plane: &ControlPlane, run: &Run) -> Result<()> {
         Err(error) => return Err(error),
     };
     job.body.deactivated = true;
-    match plane.save_job(&job).await {
+    match plane.save_job(&Actor::System, &job).await {
         Ok(_) => tracing::warn!(
             account_id = job.account.get(),
             job_id = job.id.get(),

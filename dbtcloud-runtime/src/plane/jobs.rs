@@ -1,5 +1,6 @@
 //! Jobs and their clock hands, kept together.
 
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::AccountId;
@@ -15,9 +16,9 @@ impl ControlPlane {
     ///
     /// # Errors
     /// `Invalid`, naming the field, also for a project or environment that is not in the account.
-    pub async fn create_job(&self, account: AccountId, job: Job) -> Result<Record<Job>> {
+    pub async fn create_job(&self, by: &Actor, account: AccountId, job: Job) -> Result<Record<Job>> {
         self.check_job(account, &job).await?;
-        let record = self.catalog().create(account, &job, self.clock().now()).await?;
+        let record = self.catalog().create_by(by, account, &job, self.clock().now()).await?;
         self.set_hand(&record).await?;
         Ok(record)
     }
@@ -27,11 +28,11 @@ impl ControlPlane {
     ///
     /// # Errors
     /// As [`ControlPlane::create_job`]; `Conflict` when somebody else wrote it meanwhile.
-    pub async fn save_job(&self, record: &Record<Job>) -> Result<Record<Job>> {
+    pub async fn save_job(&self, by: &Actor, record: &Record<Job>) -> Result<Record<Job>> {
         if !record.deleted {
             self.check_job(record.account, &record.body).await?;
         }
-        let record = self.catalog().save(record, self.clock().now()).await?;
+        let record = self.catalog().save_by(by, record, self.clock().now()).await?;
         self.set_hand(&record).await?;
         Ok(record)
     }

@@ -1,13 +1,14 @@
 //! Setting runs off, stopping and retrying them.
 
 use dbtcloud_core::account::Account;
+use dbtcloud_core::audit::{Action, Actor, Entry, Subject};
 use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{Area, Bell, RunFilter, RunSort};
 use dbtcloud_core::run::{CauseCategory, Request, Run, RunStatus, StepStatus, Trigger};
-use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result};
+use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result, Timestamp};
 
 use super::ControlPlane;
 use crate::trace;
@@ -87,14 +88,36 @@ impl ControlPlane {
         Ok(run)
     }
 
+    /// Writes down that somebody asks for a run's end, before it is asked for. Of one that has ended nothing is.
+    async fn note_cancel(&self, by: &Actor, account: AccountId, run: RunId, now: Timestamp) -> Result<()> {
+        let run = self.runs().get(account, run).await?;
+        if run.status.is_terminal() {
+            return Ok(());
+        }
+        let entry = Entry {
+            account,
+            at: now,
+            by: by.clone(),
+            action: Action::Cancelled,
+            subject: Subject::Run,
+            id: run.id.get(),
+            name: run.new.trigger.cause,
+            project: Some(run.new.project),
+        };
+        self.audit().note(&entry).await
+    }
+
     /// Asks for a run's end. One that is queued is cancelled at once; a live one is interrupted by its
     /// agent, and ended by force after the grace time. A second call changes nothing.
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn cancel(&self, account: AccountId, run: RunId, by: &str) -> Result<Run> {
-        let message = format!("Cancelled by {by}.");
+    pub async fn cancel(&self, by: &Actor, account: AccountId, run: RunId, said: &str) -> Result<Run> {
+        let message = format!("Cancelled by {said}.");
         let now = self.clock().now();
+        if !by.is_system() {
+            self.note_cancel(by, account, run, now).await?;
+        }
         let run = self.runs().request_cancel(account, run, &message, now).await?;
         // What ends at once was queued; what had ended before has another instant.
         if run.finished_at == Some(now) {
@@ -165,7 +188,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` when it cannot be retried, with the reason.
-    pub async fn retry(&self, account: AccountId, run: RunId, cause: &str) -> Result<Run> {
+    pub async fn retry(&self, by: &Actor, account: AccountId, run: RunId, cause: &str) -> Result<Run> {
         let run = self.runs().get(account, run).await?;
         if let Some(reason) = self.not_retryable(&run).await? {
             return Err(Error::invalid(
@@ -185,6 +208,7 @@ impl ControlPlane {
                 .cloned(),
         );
         let mut trigger = Trigger::new(CauseCategory::Rerun, cause);
+        trigger.by = by.clone();
         trigger.git_sha = run.git_sha.clone().or(run.new.trigger.git_sha.clone());
         trigger.git_branch = run.new.trigger.git_branch.clone();
         // What was a run of a pull request is one again: beside others, without a slot.
@@ -202,16 +226,17 @@ impl ControlPlane {
     ///
     /// # Errors
     /// `NotFound` for the job.
-    pub async fn rerun(&self, account: AccountId, job: JobId, cause: &str) -> Result<Run> {
+    pub async fn rerun(&self, by: &Actor, account: AccountId, job: JobId, cause: &str) -> Result<Run> {
         let newest = self.runs().newest(account, &[job]).await?;
         if let Some(newest) = newest.first() {
-            match self.retry(account, newest.id, cause).await {
+            match self.retry(by, account, newest.id, cause).await {
                 Err(error) if error.kind() == ErrorKind::Invalid => {}
                 other => return other,
             }
         }
-        self.trigger(account, job, Trigger::new(CauseCategory::Rerun, cause))
-            .await
+        let mut trigger = Trigger::new(CauseCategory::Rerun, cause);
+        trigger.by = by.clone();
+        self.trigger(account, job, trigger).await
     }
 
     /// The run whose manifest a run of this job defers to: the newest one of the environment or job it

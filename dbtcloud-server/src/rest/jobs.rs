@@ -130,11 +130,13 @@ impl Resource for Job {
     }
 
     async fn insert(call: &Call, body: &Self) -> dbtcloud_core::Result<Record<Self>> {
-        call.plane().create_job(call.account, body.clone()).await
+        call.plane()
+            .create_job(&call.who.by(), call.account, body.clone())
+            .await
     }
 
     async fn save(call: &Call, record: &Record<Self>) -> dbtcloud_core::Result<Record<Self>> {
-        call.plane().save_job(record).await
+        call.plane().save_job(&call.who.by(), record).await
     }
 }
 
@@ -165,6 +167,7 @@ async fn runnable(call: &Call) -> Result<Record<Job>, Fault> {
 pub(crate) async fn run(call: Call, Body(mut fields): Body) -> Answer {
     let job = runnable(&call).await?;
     let mut trigger = trigger::read(&mut fields);
+    trigger.by = call.who.by();
     trigger.traceparent = call.trace.map(|context| context.to_string());
     fields.check()?;
     let run = call.plane().trigger(call.account, job.id, trigger).await?;
@@ -177,6 +180,6 @@ pub(crate) async fn rerun(call: Call, Body(mut fields): Body) -> Answer {
     let cause = fields.take::<String>("cause");
     fields.check()?;
     let cause = cause.unwrap_or_else(|| "Rerun via API".to_owned());
-    let run = call.plane().rerun(call.account, job.id, &cause).await?;
+    let run = call.plane().rerun(&call.who.by(), call.account, job.id, &cause).await?;
     Ok(envelope::ok(super::runs::triggered_view(&call, &run, &job)))
 }

@@ -51,12 +51,18 @@ pub(crate) trait Resource: Entity<Id: Into<i64>> + Clone + 'static {
 
     /// Stores a new one.
     fn insert(call: &Call, body: &Self) -> impl Future<Output = dbtcloud_core::Result<Record<Self>>> + Send {
-        async move { call.plane().catalog().create(call.account, body, call.now()).await }
+        async move {
+            let catalog = call.plane().catalog();
+            catalog.create_by(&call.who.by(), call.account, body, call.now()).await
+        }
     }
 
     /// Writes one back.
     fn save(call: &Call, record: &Record<Self>) -> impl Future<Output = dbtcloud_core::Result<Record<Self>>> + Send {
-        async move { call.plane().catalog().save(record, call.now()).await }
+        async move {
+            let catalog = call.plane().catalog();
+            catalog.save_by(&call.who.by(), record, call.now()).await
+        }
     }
 }
 

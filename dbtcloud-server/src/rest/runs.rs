@@ -216,7 +216,10 @@ pub(crate) async fn get(call: Call) -> Answer {
 pub(crate) async fn cancel(call: Call, _: Body) -> Answer {
     let run = fetch_run(&call).await?;
     call.demand(Right::Run, Some(run.new.project))?;
-    let run = call.plane().cancel(call.account, run.id, CANCELLED_BY).await?;
+    let run = call
+        .plane()
+        .cancel(&call.who.by(), call.account, run.id, CANCELLED_BY)
+        .await?;
     Ok(envelope::ok(full_view(&call, &run).await?))
 }
 
@@ -245,6 +248,6 @@ pub(crate) async fn retry(call: Call, Body(mut fields): Body) -> Answer {
     if let Some(reason) = call.plane().not_retryable(&run).await? {
         return Err(Fault::field("retry_not_supported_reason", codes::not_retryable(reason)));
     }
-    let run = call.plane().retry(call.account, run.id, &cause).await?;
+    let run = call.plane().retry(&call.who.by(), call.account, run.id, &cause).await?;
     Ok(envelope::ok(full_view(&call, &run).await?))
 }

@@ -114,9 +114,17 @@ impl Resource for Variable {
         match same.items.into_iter().find(|record| record.scope == body.scope) {
             Some(mut record) => {
                 record.body.value = body.value.clone();
-                call.plane().catalog().save(&record, call.now()).await
+                call.plane()
+                    .catalog()
+                    .save_by(&call.who.by(), &record, call.now())
+                    .await
             }
-            None => call.plane().catalog().create(call.account, body, call.now()).await,
+            None => {
+                call.plane()
+                    .catalog()
+                    .create_by(&call.who.by(), call.account, body, call.now())
+                    .await
+            }
         }
     }
 }
@@ -187,7 +195,10 @@ async fn write(
             (Some(old), Some(value)) => {
                 let mut record = old.clone();
                 record.body.value = held(call, new_name, value).await?;
-                call.plane().catalog().save(&record, call.now()).await?;
+                call.plane()
+                    .catalog()
+                    .save_by(&call.who.by(), &record, call.now())
+                    .await?;
             }
             (None, Some(value)) => {
                 let value = held(call, new_name, value).await?;
@@ -200,7 +211,7 @@ async fn write(
                 made.push(
                     call.plane()
                         .catalog()
-                        .create(call.account, &body, call.now())
+                        .create_by(&call.who.by(), call.account, &body, call.now())
                         .await?
                         .id
                         .get(),
@@ -212,7 +223,10 @@ async fn write(
         for record in of_project(call, project, Some(name)).await? {
             let mut record = record;
             new_name.clone_into(&mut record.body.name);
-            call.plane().catalog().save(&record, call.now()).await?;
+            call.plane()
+                .catalog()
+                .save_by(&call.who.by(), &record, call.now())
+                .await?;
         }
     }
     Ok((made, removed))

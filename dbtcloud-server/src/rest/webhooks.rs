@@ -90,7 +90,10 @@ pub(crate) async fn create(call: Call, Body(mut fields): Body) -> Answer {
     let sealed = call.plane().vault()?.seal(context::WEBHOOK, &secret).await?;
     let mut body = webhook::blank(sealed, call.now());
     read(&call, &mut fields, &mut body).await?;
-    let record = call.plane().catalog().create(call.account, &body, call.now()).await?;
+    let catalog = call.plane().catalog();
+    let record = catalog
+        .create_by(&call.who.by(), call.account, &body, call.now())
+        .await?;
     Ok(envelope::created(webhook::view(&record, None, Some(&secret))))
 }
 
@@ -105,7 +108,12 @@ async fn change(call: &Call, fields: &mut Fields, deleted: bool) -> Result<Recor
         } else {
             read(call, fields, &mut record.body).await?;
         }
-        match call.plane().catalog().save(&record, call.now()).await {
+        match call
+            .plane()
+            .catalog()
+            .save_by(&call.who.by(), &record, call.now())
+            .await
+        {
             Err(error) if error.kind() == ErrorKind::Conflict && tries < CHANGE_TRIES => {}
             other => return Ok(other?),
         }

@@ -5,21 +5,25 @@ use std::collections::BTreeMap;
 use dbtcloud_contract::faults::Rates;
 use dbtcloud_contract::suite::executor::plain_spec;
 use dbtcloud_core::ErrorKind;
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{Draft, Kind};
-use dbtcloud_core::id::RunId;
-use dbtcloud_core::ports::{Clock, Digest, ExecutionId, Executor, Owner, TicketIssue};
+use dbtcloud_core::id::{RunId, WebhookId};
+use dbtcloud_core::ports::{
+    Addressee, Clock, Digest, Dispatch, DispatchId, DispatchState, ExecutionId, Executor, Next, Owner, TicketIssue, Try,
+};
 use dbtcloud_runtime::Blueprint;
 use dbtcloud_runtime::cleanup::{self, Mode, Report};
 
 use crate::stage::{BEGIN, DAY, Stage};
 
 /// Calls that change nothing. What a dry run calls is in this list.
-const READS: [&str; 15] = [
+const READS: [&str; 16] = [
     "artifacts.list",
     "artifacts.runs",
     "artifacts.stat",
     "catalog.get",
     "catalog.scan",
+    "dispatches.old_dispatches",
     "executor.list",
     "leases.over",
     "logs.unmoved",
@@ -56,6 +60,30 @@ async fn untidy() -> Stage {
         attempt: 1,
     };
     stage.executor.start(&plain_spec(execution)).await.unwrap();
+    // What was sent long ago.
+    let id = DispatchId {
+        to: Addressee::Webhook(WebhookId::new(1)),
+        run: run.id,
+        sequence: 1,
+        part: 0,
+    };
+    let sent = Dispatch {
+        id,
+        account: run.new.account,
+        job: run.new.job,
+        event: "job.run.started".to_owned(),
+        body: String::new(),
+        created_at: BEGIN.minus(40 * DAY),
+    };
+    let tried = Try {
+        at: BEGIN,
+        code: Some(200),
+        error: String::new(),
+        answer: String::new(),
+    };
+    let end = Next::End(DispatchState::Delivered);
+    stage.stores.dispatches.post(&[sent]).await.unwrap();
+    stage.stores.dispatches.settle(&id, &tried, end).await.unwrap();
     let folder = ExecutionId::Run {
         run: RunId::new(4),
         attempt: 2,
@@ -80,6 +108,7 @@ async fn untidy() -> Stage {
         deleted: row.deleted,
         body: row.body,
         at: BEGIN,
+        by: Actor::System,
     };
     stage.stores.catalog.update(row.id, row.version, draft).await.unwrap();
     stage.clock.advance(2 * DAY);

@@ -10,7 +10,7 @@ const SOURCES: [&str; 2] = ["dbtcloud-runtime/src", "dbtcloud-runtime/adapters/s
 /// Calls that nothing of the server makes yet: nobody opens develop sessions, no consumer of the outbox refuses, and
 /// there is no chore of retention.
 const NO_DOOR: [&str; 8] = [
-    "sql.dispatches.forget_dispatches.",
+    "sql.audit.forget_entries.",
     "sql.history.drop_month.",
     "sql.history.forget.",
     "sql.history.expire.",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dbtcloud_contract::memory::Mutation;
 use dbtcloud_core::account::Account;
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt as _, Record};
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::job::{CompletionTrigger, Job};
@@ -129,7 +130,7 @@ async fn add_job(
         project: after.body.project,
         outcomes: vec![Outcome::Success, Outcome::Error, Outcome::Cancelled],
     });
-    eye.create_job(sample.account, job).await.unwrap()
+    eye.create_job(&Actor::System, sample.account, job).await.unwrap()
 }
 
 fn populate(world: &Arc<World>) {
@@ -158,7 +159,7 @@ async fn people(world: Arc<World>, account: AccountId, jobs: Vec<Record<Job>>) {
         if sim.happens(200) {
             sim.sleep(sim.span(0, 10_000)).await;
             let stopped = world
-                .ask(|plane| async move { plane.cancel(account, run.id, "somebody").await })
+                .ask(|plane| async move { plane.cancel(&Actor::System, account, run.id, "somebody").await })
                 .await;
             sim.tell(format_args!("run {} was asked to stop: {}", run.id, stopped.is_ok()));
         }
@@ -187,7 +188,7 @@ async fn direct_storm(world: &Arc<World>) -> usize {
     for job in scheduled {
         let mut job = eye.catalog().fetch::<Job>(job.account, job.id).await.unwrap();
         job.body.triggers.schedule = false;
-        eye.save_job(&job).await.unwrap();
+        eye.save_job(&Actor::System, &job).await.unwrap();
     }
     settle(world, &eye).await
 }

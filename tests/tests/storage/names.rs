@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use dbtcloud_core::audit::{Action, Actor};
 use dbtcloud_core::ports::{Channel, DispatchState};
 use dbtcloud_core::run::{RunStatus, StepKind, StepStatus};
 use dbtcloud_core::session::SessionStatus;
@@ -16,6 +17,8 @@ fn words(constraint: &str) -> BTreeSet<&str> {
 fn expected() -> Vec<(&'static str, &'static str, BTreeSet<&'static str>)> {
     let live = RunStatus::ALL.into_iter().filter(|status| !status.is_terminal());
     vec![
+        ("audit", "action", Action::ALL.into_iter().map(Action::name).collect()),
+        ("audit", "actor", Actor::KINDS.into_iter().collect()),
         (
             "dispatches",
             "channel",

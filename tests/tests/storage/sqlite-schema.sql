@@ -18,6 +18,19 @@ CREATE TABLE agent_keys (
     key BLOB NOT NULL UNIQUE,
     PRIMARY KEY (run_id, attempt)
 ) STRICT;
+CREATE TABLE audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    account_id INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    actor TEXT NOT NULL CHECK (actor IN ('system', 'operator', 'user', 'service')),
+    actor_id INTEGER,
+    actor_name TEXT NOT NULL,
+    action TEXT NOT NULL CHECK (action IN ('added', 'changed', 'removed', 'triggered', 'cancelled')),
+    subject TEXT NOT NULL,
+    subject_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    project_id INTEGER
+) STRICT;
 CREATE TABLE connections (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     account_id INTEGER NOT NULL,
@@ -330,6 +343,7 @@ CREATE TABLE webhooks (
 CREATE INDEX accounts_by_account ON accounts (account_id, project_id, id);
 CREATE UNIQUE INDEX accounts_by_lookup ON accounts (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX accounts_by_parent ON accounts (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX audit_by_account ON audit (account_id, at, id);
 CREATE INDEX connections_by_account ON connections (account_id, project_id, id);
 CREATE UNIQUE INDEX connections_by_lookup ON connections (lookup) WHERE lookup IS NOT NULL AND NOT deleted;
 CREATE INDEX connections_by_parent ON connections (parent_id) WHERE parent_id IS NOT NULL;

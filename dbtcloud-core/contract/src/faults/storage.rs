@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use dbtcloud_core::audit::{Entry, Logged};
 use dbtcloud_core::catalog::{Draft, Kind, Query, Row};
 use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
-    Ack, Addressee, AgentIdentity, Batch, Bell, BellStream, Catalog, Channel, Claimed, Consumer, Delivery, Digest,
-    Dispatch, DispatchId, Dispatched, Dispatches, EndedFilter, Enqueued, Event, Fence, Fired, Firing, History, Journal,
-    Leases, LogPage, LogPart, Logs, NewSession, Next, Outbox, Owner, Renewed, RunChange, RunFilter, RunPart, RunState,
-    Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Try, Wakeups,
+    Ack, Addressee, AgentIdentity, Audit, Batch, Bell, BellStream, Catalog, Channel, Claimed, Consumer, Delivery,
+    Digest, Dispatch, DispatchId, Dispatched, Dispatches, EndedFilter, Enqueued, Event, Fence, Fired, Firing, History,
+    Journal, Leases, LogPage, LogPart, Logs, NewSession, Next, Outbox, Owner, Renewed, RunChange, RunFilter, RunPart,
+    RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Try, Wakeups,
 };
 use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -44,6 +45,37 @@ impl FaultyStorage {
             deaf: true,
             ..Self::new(storage, Arc::new(Faults::new(0, super::Rates::CALM)))
         }
+    }
+}
+
+#[async_trait]
+impl Audit for FaultyStorage {
+    async fn note(&self, entry: &Entry) -> Result<()> {
+        self.faults
+            .strike("audit.note", false, || self.stores.audit.note(entry))
+            .await
+    }
+
+    async fn entries(
+        &self,
+        account: AccountId,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+        page: Page,
+    ) -> Result<Paged<Logged>> {
+        self.faults
+            .strike("audit.entries", true, || {
+                self.stores.audit.entries(account, from, to, page)
+            })
+            .await
+    }
+
+    async fn forget_entries(&self, account: AccountId, before: Timestamp, limit: u32) -> Result<u64> {
+        self.faults
+            .strike("audit.forget_entries", true, || {
+                self.stores.audit.forget_entries(account, before, limit)
+            })
+            .await
     }
 }
 
@@ -252,6 +284,14 @@ impl Dispatches for FaultyStorage {
         self.faults
             .strike("dispatches.undelivered", true, || {
                 self.stores.dispatches.undelivered(channel)
+            })
+            .await
+    }
+
+    async fn old_dispatches(&self, before: Timestamp) -> Result<u64> {
+        self.faults
+            .strike("dispatches.old_dispatches", true, || {
+                self.stores.dispatches.old_dispatches(before)
             })
             .await
     }

@@ -1,6 +1,7 @@
 use std::cmp::Ordering;
 
 use async_trait::async_trait;
+use dbtcloud_core::audit::{Action, Entry};
 use dbtcloud_core::catalog::{Draft, Kind, Query, Row, SortKey};
 use dbtcloud_core::error::{Error, ErrorKind, Result};
 use dbtcloud_core::id::AccountId;
@@ -38,6 +39,7 @@ impl State {
 
 fn check_draft(draft: &Draft) -> Result<()> {
     check_text("name", &draft.name)?;
+    check_text("actor", &draft.by)?;
     check_text("lookup", &draft.lookup)
 }
 
@@ -87,14 +89,16 @@ impl Catalog for MemoryStorage {
         let last = state.catalog_ids.entry(draft.kind).or_default();
         *last += 1;
         let id = *last;
+        let account = if draft.kind == Kind::Account {
+            AccountId::new(id)
+        } else {
+            draft.account
+        };
+        state.audit(Entry::of_draft(&draft, account, id, Action::Added));
         let row = Row {
             kind: draft.kind,
             id,
-            account: if draft.kind == Kind::Account {
-                AccountId::new(id)
-            } else {
-                draft.account
-            },
+            account,
             project: draft.project,
             parent: draft.parent,
             name: draft.name,
@@ -146,6 +150,7 @@ impl Catalog for MemoryStorage {
             )));
         }
         state.check_lookup(&draft, Some(id))?;
+        state.audit(Entry::of_draft(&draft, old.account, id, Action::Changed));
         let row = Row {
             project: draft.project,
             parent: draft.parent,

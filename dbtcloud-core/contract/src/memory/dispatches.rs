@@ -160,6 +160,15 @@ impl Dispatches for MemoryStorage {
             .count() as u64)
     }
 
+    async fn old_dispatches(&self, before: Timestamp) -> Result<u64> {
+        let state = self.lock();
+        let old = state
+            .dispatches
+            .values()
+            .filter(|(sent, _)| sent.state != DispatchState::Waiting && sent.dispatch.created_at < before);
+        Ok(old.count() as u64)
+    }
+
     async fn forget_dispatches(&self, before: Timestamp, limit: u32) -> Result<u64> {
         let mut state = self.lock();
         let old = state

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dbtcloud_core::audit::{Action, Entry, Logged, Subject};
 use dbtcloud_core::catalog::{Kind, Row};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
@@ -85,11 +86,15 @@ pub enum Mutation {
     CrowdOut,
     /// What is on its way to others is shown.
     ShowDispatches,
+    /// Changes are made and nobody knows by whom.
+    ForgetWho,
+    /// Entries of the audit log are shown to other accounts.
+    ShowEntries,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -124,6 +129,8 @@ impl Mutation {
         Self::SendTwice,
         Self::CrowdOut,
         Self::ShowDispatches,
+        Self::ForgetWho,
+        Self::ShowEntries,
     ];
 }
 
@@ -140,6 +147,8 @@ pub(super) struct State {
     pub(super) tickets: BTreeMap<Digest, TicketIssue>,
     /// Which attempt a key stands for. An attempt has at most one.
     pub(super) keys: BTreeMap<Digest, (RunId, u32)>,
+    /// Who changed what, in the order of the changes.
+    pub(super) audit: Vec<Logged>,
     /// What is to be sent and what was, and when each is due.
     pub(super) dispatches: BTreeMap<DispatchId, (Dispatched, Timestamp)>,
 }
@@ -151,6 +160,7 @@ pub(super) struct Counters {
     step: i64,
     session: i64,
     sequence: u64,
+    pub(super) audit: i64,
 }
 
 impl Counters {
@@ -274,6 +284,18 @@ impl State {
                 message: None,
             },
         );
+        if !new.trigger.by.is_system() {
+            self.audit(Entry {
+                account: new.account,
+                at: now,
+                by: new.trigger.by.clone(),
+                action: Action::Triggered,
+                subject: Subject::Run,
+                id: run.id.get(),
+                name: new.trigger.cause.clone(),
+                project: Some(new.project),
+            });
+        }
         self.supersede(&run, now);
         self.runs.insert(run.id, stored);
         Ok(Enqueued::Created(run))

@@ -1,5 +1,6 @@
 //! What [`Catalog`](dbtcloud_core::ports::Catalog) means.
 
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Draft, Kind, Query, Row};
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::{AccountId, ProjectId};
@@ -43,6 +44,7 @@ pub(super) fn draft(kind: Kind, name: &str) -> Draft {
         deleted: false,
         body: json!({ "name": name }),
         at: at(1),
+        by: Actor::System,
     }
 }
 

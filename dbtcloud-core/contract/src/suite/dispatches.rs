@@ -337,6 +337,7 @@ async fn only_the_old_that_ended_are_forgotten(stores: Stores) {
         let end = Next::End(DispatchState::Delivered);
         settle(&stores, &id(HOOK, run, 1, 0), &tried(5, Some(200)), end).await;
     }
+    assert_eq!(stores.dispatches.old_dispatches(at(4)).await.unwrap(), 2);
     assert_eq!(stores.dispatches.forget_dispatches(at(4), 1).await.unwrap(), 1);
     assert_eq!(stores.dispatches.forget_dispatches(at(4), 10).await.unwrap(), 1);
     assert_eq!(stores.dispatches.forget_dispatches(at(4), 10).await.unwrap(), 0);

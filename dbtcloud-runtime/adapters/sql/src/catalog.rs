@@ -2,11 +2,13 @@
 //! once (the outer `WHERE` names it); `lookup` is unique among records that are not deleted.
 
 use async_trait::async_trait;
+use dbtcloud_core::audit::{Action, Entry};
 use dbtcloud_core::catalog::{Draft, Kind, Query, Row, SortKey};
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::ports::Catalog;
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Paged, Result};
 
+use crate::audit;
 use crate::engine::{self, Conditions, Sql, args};
 use crate::error::{is_duplicate, translate};
 use crate::storage::{SqlStorage, no_nul, no_nul_in};
@@ -118,7 +120,16 @@ fn read(kind: Kind, row: &engine::Row) -> Result<Row> {
 
 fn check(draft: &Draft) -> Result<()> {
     no_nul("name", &draft.name)?;
+    no_nul("actor", draft.by.name())?;
     no_nul_in("lookup", draft.lookup.as_deref())
+}
+
+/// Whose a new record is: an account is its own.
+fn own_account(draft: &Draft, id: i64) -> AccountId {
+    match draft.kind {
+        Kind::Account => AccountId::new(id),
+        _ => draft.account,
+    }
 }
 
 /// A duplicate can only be one of the lookup: ids are the database's own.
@@ -157,19 +168,16 @@ impl Catalog for SqlStorage {
             if kind == Kind::Account {
                 link.execute(&OWN_ACCOUNT, args![id]).await?;
             }
+            let account = own_account(&draft, id);
+            audit::note(&mut link, &Entry::of_draft(&draft, account, id, Action::Added)).await?;
             Ok(id)
         }
         .await;
         let id = work.end("catalog.insert", done).await?;
-        let account = if kind == Kind::Account {
-            AccountId::new(id)
-        } else {
-            draft.account
-        };
         Ok(Row {
             kind,
             id,
-            account,
+            account: own_account(&draft, id),
             project: draft.project,
             parent: draft.parent,
             name: draft.name,
@@ -264,20 +272,26 @@ impl Catalog for SqlStorage {
             draft.at,
             draft.body.to_string(),
         ];
-        let mut writer = self.database.write("catalog.update").await?;
-        let mut link = writer.link();
-        let row = link
-            .first_raw(&update(kind), values)
-            .await
-            .map_err(|e| refused(kind, e))?;
-        let Some(row) = row else {
-            let now = link.first(&get(kind), args![id, draft.account]).await?;
-            let now = now.ok_or_else(|| Error::not_found(kind.noun(), id))?.int("version")?;
-            return Err(Error::conflict(format!(
-                "{} {id} has version {now}, not {version}",
-                kind.noun()
-            )));
-        };
+        let mut work = self.database.begin().await?;
+        let mut link = work.link();
+        let done: Result<_> = async {
+            let row = link
+                .first_raw(&update(kind), values)
+                .await
+                .map_err(|e| refused(kind, e))?;
+            let Some(row) = row else {
+                let now = link.first(&get(kind), args![id, draft.account]).await?;
+                let now = now.ok_or_else(|| Error::not_found(kind.noun(), id))?.int("version")?;
+                return Err(Error::conflict(format!(
+                    "{} {id} has version {now}, not {version}",
+                    kind.noun()
+                )));
+            };
+            audit::note(&mut link, &Entry::of_draft(&draft, draft.account, id, Action::Changed)).await?;
+            Ok(row)
+        }
+        .await;
+        let row = work.end("catalog.update", done).await?;
         Ok(Row {
             kind,
             id,

@@ -102,6 +102,9 @@ const UNDELIVERED: Sql =
     Sql::both("SELECT count(*) AS waiting FROM dispatches WHERE channel = $1 AND state = 'waiting'");
 
 /// Index `dispatches_ended`.
+const OLD: Sql = Sql::both("SELECT count(*) AS old FROM dispatches WHERE state <> 'waiting' AND created_at < $1");
+
+/// Index `dispatches_ended`.
 const FORGET: Sql = Sql::both(
     "DELETE FROM dispatches WHERE state <> 'waiting' AND (channel, addressee_id, run_id, sequence, part) IN \
        (SELECT channel, addressee_id, run_id, sequence, part FROM dispatches \
@@ -261,6 +264,11 @@ impl Dispatches for SqlStorage {
         let mut reader = self.database.read().await?;
         let row = reader.link().one(&UNDELIVERED, args![channel.name()]).await?;
         row.count("waiting")
+    }
+
+    async fn old_dispatches(&self, before: Timestamp) -> Result<u64> {
+        let mut reader = self.database.read().await?;
+        reader.link().one(&OLD, args![before]).await?.count("old")
     }
 
     async fn forget_dispatches(&self, before: Timestamp, limit: u32) -> Result<u64> {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::engine::{Database, Engine, Link, Sql, args};
 use crate::runs::{self, run_columns};
 use crate::storage::{SqlStorage, no_nul_json, to_json};
-use crate::{journal, reports};
+use crate::{audit, journal, reports};
 
 /// The columns of `runs` that a new one has, behind its id.
 macro_rules! given {
@@ -136,8 +136,9 @@ pub(crate) async fn one(database: &Database, new: &NewRun, now: Timestamp) -> Re
         all.pop()
             .ok_or_else(|| dbtcloud_core::Error::corrupt("database: no answer"))
     };
-    // Without a line one statement does it, and on PostgreSQL a statement is a transaction.
-    if database.engine() == Engine::Postgres && new.trigger.line().is_none() {
+    // Without a line, and without somebody to write down, one statement does it, and on PostgreSQL a statement is a
+    // transaction.
+    if database.engine() == Engine::Postgres && new.trigger.line().is_none() && new.trigger.by.is_system() {
         let mut writer = database.write("runs.enqueue").await?;
         return only(all(&mut writer.link(), &[new], now).await?);
     }
@@ -194,7 +195,10 @@ pub(crate) async fn all(link: &mut Link<'_>, news: &[&NewRun], now: Timestamp) -
     let mut answers = Vec::with_capacity(news.len());
     for (place, new) in news.iter().enumerate() {
         answers.push(match made.get(&place) {
-            Some(id) => Enqueued::Created(queued(*id, new, now)),
+            Some(id) => {
+                audit::note_trigger(link, *id, new, now).await?;
+                Enqueued::Created(queued(*id, new, now))
+            }
             None => {
                 // The other transaction has committed: the insert waited for it.
                 let row = link.one(&OF_INSTANT, args![new.job, new.scheduled_for]).await?;

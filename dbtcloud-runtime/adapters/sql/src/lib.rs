@@ -19,6 +19,7 @@
 #[cfg(not(any(feature = "postgres", feature = "sqlite")))]
 compile_error!("dbtcloud-sql needs the feature `postgres` or `sqlite`");
 
+mod audit;
 mod catalog;
 mod dispatches;
 mod engine;

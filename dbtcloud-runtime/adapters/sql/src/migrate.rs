@@ -43,6 +43,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(5, "retention", "0005_retention.sql", oldest_binary: 4),
     migration!(6, "dispatches", "0006_dispatches.sql", oldest_binary: 4),
     migration!(7, "startable", "0007_startable.sql", oldest_binary: 4),
+    migration!(8, "audit", "0008_audit.sql", oldest_binary: 4),
 ];
 
 const RECORD_TABLE: Sql =

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{Draft, Kind, Row};
 use dbtcloud_core::error::Result;
 use dbtcloud_core::id::{AccountId, JobId, ProjectId, RunId, SessionId, UserId};
@@ -303,6 +304,7 @@ impl Side {
             deleted,
             body: json!({ "name": name, "list": [1, 2.5, null] }),
             at,
+            by: Actor::System,
         };
         match command {
             Command::Insert {
