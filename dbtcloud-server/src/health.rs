@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use dbtcloud_core::Error;
 use dbtcloud_core::catalog::Kind;
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_runtime::ControlPlane;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use crate::App;
 
-/// How long the artifact store may take to answer whether it is there.
+/// How long each thing that a server depends on may take to answer.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// The component that every process needs.
@@ -31,7 +32,7 @@ pub struct Component {
 }
 
 impl Component {
-    fn vital(name: &'static str, error: Option<dbtcloud_core::Error>) -> Self {
+    fn vital(name: &'static str, error: Option<Error>) -> Self {
         if let Some(error) = &error {
             tracing::warn!(component = name, error = %error.chain(), "not ready");
         }
@@ -57,19 +58,20 @@ impl Readiness {
     pub async fn of(plane: &ControlPlane) -> Self {
         // A read that any migrated database can answer, and a listing of a run that cannot exist, which asks an
         // object store one question.
-        let database = plane.catalog().scan(Kind::Account, 0, 1).await.err();
-        let artifacts = match plane.artifacts() {
-            Ok(store) => {
-                let asked = store.list(AccountId::new(0), RunId::new(0), None);
-                match tokio::time::timeout(PROBE_LIMIT, asked).await {
-                    Ok(answer) => answer.err(),
-                    Err(_) => Some(dbtcloud_core::Error::unavailable(
-                        "the artifact store does not answer in time; runs wait for it",
-                    )),
-                }
-            }
-            Err(error) => Some(error),
+        let database = plane.catalog().scan(Kind::Account, 0, 1);
+        let database = in_time(
+            database,
+            "the database does not answer in time; everything waits for it",
+        );
+        let artifacts = async {
+            let asked = plane.artifacts()?.list(AccountId::new(0), RunId::new(0), None);
+            asked.await
         };
+        let artifacts = in_time(
+            artifacts,
+            "the artifact store does not answer in time; runs wait for it",
+        );
+        let (database, artifacts) = tokio::join!(database, artifacts);
         let ticked = plane.metrics().scheduler_tick_at.get();
         let idle = plane.clock().now().since(dbtcloud_core::Timestamp::from_micros(ticked));
         // Told by the loop that listens, where there is one; without wake-ups the loops poll.
@@ -94,6 +96,14 @@ impl Readiness {
     pub fn is_ready(&self) -> bool {
         let fine = |component: &Component| component.fault.is_none() || !component.vital;
         self.components.iter().all(fine)
+    }
+}
+
+/// What is wrong with something that has to answer soon.
+async fn in_time<T>(asked: impl Future<Output = Result<T, Error>>, late: &'static str) -> Option<Error> {
+    match tokio::time::timeout(PROBE_LIMIT, asked).await {
+        Ok(answer) => answer.err(),
+        Err(_) => Some(Error::unavailable(late)),
     }
 }
 

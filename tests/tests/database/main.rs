@@ -1,6 +1,7 @@
 //! The real binary and its database: how it gets in, what it shows of itself there, and what becomes of it when the
 //! database restarts or is of another version.
 
+mod restart;
 mod tls;
 mod upgrade;
 
