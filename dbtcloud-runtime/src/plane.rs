@@ -7,7 +7,7 @@ mod trigger;
 mod wait;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dbtcloud_core::ports::{
     Artifacts, Audit, Bell, Catalog, Channel, Clock, Consumer, Dispatches, Executor, History, Journal, Leases, Logs,
@@ -23,7 +23,7 @@ pub(crate) use logs::part_key;
 pub use logs::{LogLines, debug_log_path, log_part_path, log_path};
 pub use trigger::NotRetryable;
 
-use crate::clock::SystemClock;
+use crate::clock::{SystemClock, Watch};
 use crate::config::Config;
 use crate::dispatch::Webhooks;
 use crate::metrics::Metrics;
@@ -88,6 +88,8 @@ struct Shared {
     clock: Arc<dyn Clock>,
     config: Config,
     bells: Bells,
+    watch: Watch,
+    scheduler_fault: Mutex<Option<String>>,
     consumers: BTreeMap<Consumer, Arc<dyn Consume>>,
     webhooks: Option<Webhooks>,
     metrics: Metrics,
@@ -186,6 +188,8 @@ impl ControlPlane {
                 clock: Arc::new(SystemClock),
                 config,
                 bells: Bells::default(),
+                watch: Watch::default(),
+                scheduler_fault: Mutex::default(),
                 consumers: BTreeMap::from([
                     (Consumer::Follow, Arc::new(Follow) as Arc<dyn Consume>),
                     (Consumer::Notify, Arc::new(Notify)),
@@ -363,6 +367,31 @@ impl ControlPlane {
     /// Why this process does not hear the bells of others, while it should. It polls all the same.
     pub fn wakeups_fault(&self) -> Option<String> {
         self.shared.bells.fault()
+    }
+
+    /// Why the scheduler of this process does not come to the end of its rounds, while there is one.
+    pub fn scheduler_fault(&self) -> Option<String> {
+        let fault = self.shared.scheduler_fault.lock();
+        fault.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_scheduler_fault(&self, fault: Option<String>) {
+        let mut stored = self
+            .shared
+            .scheduler_fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *stored = fault;
+    }
+
+    /// What is wrong with the clock of this machine: it was set back while this process ran.
+    pub fn clock_fault(&self) -> Option<String> {
+        let behind = self.shared.watch.look(self.clock().now())?;
+        Some(format!(
+            "the clock is {} s behind what it was; set it right: what was queued before the change begins when it is \
+             there again",
+            behind.as_secs()
+        ))
     }
 
     pub(crate) fn bells(&self) -> &Bells {

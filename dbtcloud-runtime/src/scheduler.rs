@@ -43,22 +43,29 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) async fn run(plane: &ControlPlane, shutdown: &CancellationToken) {
     let mut scheduler = Scheduler::new(plane.clone());
     let mut bell = plane.bell(Bell::Queue);
+    let mut clock_fault = None;
     while !shutdown.is_cancelled() {
         bell.mark_unchanged();
+        let before = std::mem::replace(&mut clock_fault, plane.clock_fault());
+        if let (None, Some(fault)) = (before, &clock_fault) {
+            tracing::warn!("{fault}");
+        }
         let ticked = AssertUnwindSafe(scheduler.tick()).catch_unwind().await;
-        let failed = match ticked {
-            Ok(Ok(_)) => false,
+        let fault = match ticked {
+            Ok(Ok(_)) => None,
             Ok(Err(error)) => {
                 plane.metrics().scheduler_failures.add(1);
                 tracing::warn!(error = %error.chain(), "scheduler tick failed; it is tried again");
-                true
+                Some(error.to_string())
             }
             Err(_) => {
                 plane.metrics().scheduler_failures.add(1);
                 tracing::error!("scheduler tick panicked; it is tried again");
-                true
+                Some("it panicked; see the log".to_owned())
             }
         };
+        let failed = fault.is_some();
+        plane.set_scheduler_fault(fault);
         let pause = if failed { FAILURE_PAUSE } else { scheduler.pause().await };
         plane.clock().sleep(TICK_GAP).await;
         tokio::select! {

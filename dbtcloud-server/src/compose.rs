@@ -102,6 +102,15 @@ async fn connect_as(settings: &Settings, role: &str, instance: &str) -> anyhow::
         .context("cannot open the database that database_url names")
 }
 
+/// Brings the schema up to date, with the months that runs are filed by: made before there are runs, they hold up none.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub async fn migrate(storage: &SqlStorage) -> anyhow::Result<()> {
+    storage.migrate().await.map_err(told)?;
+    storage.prepare(SystemClock.now()).await.map_err(told)
+}
+
 /// Opens the artifact store of the settings and looks at it. One that does not answer is no hindrance: the
 /// server is not ready until it does, and runs wait. One that can never work is.
 ///
@@ -137,10 +146,8 @@ pub async fn compose(
     let instance = instance();
     let storage = connect_as(settings, &role_names(settings), &instance).await?;
     if settings.is_embedded() || settings.migrate {
-        storage
-            .migrate()
+        migrate(&storage)
             .await
-            .map_err(told)
             .context("cannot bring the database's schema up to date")?;
         // Before anybody queues a run: a month that is made while runs come in makes them wait or try again.
         if let Err(error) = storage.prepare(SystemClock.now()).await {

@@ -44,6 +44,17 @@ impl Component {
     }
 }
 
+impl Component {
+    /// One without which a server is only slower, or cannot do all.
+    fn degraded(name: &'static str, fault: Option<String>) -> Self {
+        Self {
+            name,
+            fault: fault.map(|fault| format!("degraded: {fault}")),
+            vital: false,
+        }
+    }
+}
+
 /// Whether a server can do its work now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
@@ -75,18 +86,16 @@ impl Readiness {
         let ticked = plane.metrics().scheduler_tick_at.get();
         let idle = plane.clock().now().since(dbtcloud_core::Timestamp::from_micros(ticked));
         // Told by the loop that listens, where there is one; without wake-ups the loops poll.
-        let wakeups = Component {
-            name: "wakeups",
-            fault: plane
-                .wakeups_fault()
-                .map(|fault| format!("degraded: polling every {:?}; {fault}", plane.config().poll)),
-            vital: false,
-        };
+        let wakeups = plane
+            .wakeups_fault()
+            .map(|fault| format!("polling every {:?}; {fault}", plane.config().poll));
         Self {
             components: vec![
                 Component::vital(DATABASE, database),
                 Component::vital("artifacts", artifacts),
-                wakeups,
+                Component::degraded("wakeups", wakeups),
+                Component::degraded("scheduler", plane.scheduler_fault()),
+                Component::degraded("clock", plane.clock_fault()),
             ],
             scheduler_idle_seconds: (ticked > 0).then_some(idle.as_secs()),
         }

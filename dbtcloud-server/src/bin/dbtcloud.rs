@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use dbtcloud_core::ports::{Clock, History};
+use dbtcloud_core::ports::Clock;
 use dbtcloud_runtime::agent::{self, AgentConfig};
 use dbtcloud_runtime::clock::SystemClock;
 use dbtcloud_server::backup::{self, Backup, Restore};
@@ -347,9 +347,7 @@ async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
             SqlStorage::SCHEMA_VERSION
         );
     } else {
-        storage.migrate().await.map_err(told)?;
-        // From the first run on, runs are filed by month.
-        storage.prepare(SystemClock.now()).await.map_err(told)?;
+        compose::migrate(&storage).await?;
         println!(
             "the schema is version {}",
             storage.schema_version().await.map_err(told)?
@@ -377,7 +375,7 @@ async fn bootstrap(settings: &Settings, args: BootstrapArgs) -> anyhow::Result<E
     let told = |error: dbtcloud_core::Error| anyhow::anyhow!("{}", error.chain());
     let storage = compose::connect(settings).await?;
     if settings.is_embedded() || settings.migrate {
-        storage.migrate().await.map_err(told)?;
+        compose::migrate(&storage).await?;
     }
     storage.check().await.map_err(told)?;
     let bootstrap = Bootstrap {

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What a server whose database is away has to say.
-const AWAY: [&str; 9] = [
+const AWAY: [&str; 10] = [
+    "testing the connection on-release",
     "terminating connection due to",
     "not ready",
     "bells of other processes are not heard",

@@ -109,7 +109,10 @@ fn judge_postgres(code: &str, message: &str) -> Error {
             ErrorKind::Denied,
             "database: the server refused the login; check user, password and pg_hba.conf",
         ),
-        "42501" => Error::new(ErrorKind::Denied, "database: the role lacks a privilege on this schema"),
+        "42501" => Error::new(
+            ErrorKind::Denied,
+            "database: the role lacks a privilege; make it the owner of the schema and its tables",
+        ),
         "3D000" => Error::invalid("database_url", "the database does not exist; create it"),
         "42P01" | "42703" => unmigrated(),
         "22021" | "22P05" => Error::new(
@@ -134,7 +137,9 @@ fn judge_sqlite(code: i32, message: &str) -> Error {
         9 => Error::unavailable("database: interrupted"),
         10 => Error::unavailable("database: the disk failed to read or write; check the file system"),
         13 => Error::unavailable("database: the disk is full; make room on it"),
-        14 => Error::unavailable("database: the file cannot be opened; check path, owner and directory"),
+        14 => Error::unavailable(
+            "database: the file cannot be opened; check its path and owner, and whether the file system can be written",
+        ),
         11 | 26 => Error::corrupt("database: the file is damaged or no database; restore a backup"),
         1 if message.starts_with("no such table") || message.starts_with("no such column") => unmigrated(),
         18 => Error::new(ErrorKind::Invalid, "database: a value is too big"),

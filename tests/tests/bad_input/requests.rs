@@ -1,4 +1,4 @@
-//! Bad input: each gets an error that names the field or the step, and nothing else is disturbed.
+//! From people: each gets an error that names the field or the step.
 
 use std::time::Duration;
 
