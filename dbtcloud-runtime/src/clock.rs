@@ -49,7 +49,9 @@ mod tests {
 
     #[test]
     fn a_clock_that_goes_back_is_told_until_it_is_there_again() {
-        let (watch, at) = (Watch::default(), |seconds: i64| Timestamp::from_micros(seconds * 1_000_000));
+        let (watch, at) = (Watch::default(), |seconds: i64| {
+            Timestamp::from_micros(seconds * 1_000_000)
+        });
         for (seconds, behind) in [
             (5_000, None),
             (4_995, None),
