@@ -13,59 +13,17 @@ use std::time::{Duration, Instant};
 
 use dbtcloud_benches::figures::{Figures, table};
 use dbtcloud_benches::program;
-use dbtcloud_core::Timestamp;
-use dbtcloud_core::id::{AccountId, EnvironmentId, JobId, ProjectId};
-use dbtcloud_core::ports::{Owner, RunChange, RunPatch, Runs};
-use dbtcloud_core::run::{Admission, CauseCategory, NewRun, RunEvent, RunSpec, Trigger};
+use dbtcloud_benches::queueing::{self, new_run, now};
+use dbtcloud_core::id::AccountId;
+use dbtcloud_core::ports::{FIRE_LIMIT, Fired, Firing, History, Owner, Runs, ScheduleEntry, Schedules};
+use dbtcloud_core::run::{Admission, NewRun};
 use dbtcloud_sql::{Options, SqlStorage};
 use dbtcloud_tests::postgres::Cluster;
+use futures::StreamExt;
 
 const ROUNDS: usize = 5;
 const SPAN: Duration = Duration::from_secs(4);
 const WORKERS: [u64; 2] = [1, 8];
-
-fn now() -> Timestamp {
-    Timestamp::from_micros(chrono::Utc::now().timestamp_micros())
-}
-
-fn new_run(job: u64) -> NewRun {
-    NewRun {
-        account: AccountId::new(1),
-        project: ProjectId::new(1),
-        environment: EnvironmentId::new(1),
-        job: JobId::new(i64::try_from(job).unwrap_or_default()),
-        trigger: Trigger::new(CauseCategory::Api, "bench"),
-        spec: RunSpec {
-            commands: vec!["dbt build".to_owned()],
-            generate_docs: false,
-            source_freshness: false,
-            dbt_version: "latest".to_owned(),
-            threads: 4,
-            target_name: "default".to_owned(),
-            schema: None,
-            timeout_seconds: 3600,
-            git_branch: None,
-            git_sha: None,
-            job_type: dbtcloud_core::job::JobType::Other,
-        },
-        scheduled_for: None,
-        exclusive: true,
-        takes_slot: true,
-        retry_of: None,
-        due_at: now(),
-    }
-}
-
-/// One run from the queue to its end: three port calls. Every worker has a job and a slot of its own.
-async fn cycle(storage: &SqlStorage, worker: u64, owner: &Owner) {
-    let run = storage.enqueue(&new_run(worker), now()).await.unwrap().into_run();
-    let slot = u32::try_from(worker).ok();
-    let until = now().plus(Duration::from_secs(30));
-    let admission = [Admission { run: run.id, slot }];
-    let claimed = storage.claim(owner, &admission, now(), until).await.unwrap().remove(0);
-    let end = RunChange::new(claimed.run.status, RunEvent::Failed, RunPatch::default(), now()).unwrap();
-    storage.change(&claimed.fence, &end).await.unwrap();
-}
 
 /// Cycles per second of so many workers.
 async fn ours(storage: &SqlStorage, workers: u64) -> f64 {
@@ -74,9 +32,8 @@ async fn ours(storage: &SqlStorage, workers: u64) -> f64 {
         .map(|worker| {
             let (storage, cycles) = (storage.clone(), cycles.clone());
             tokio::spawn(async move {
-                let owner = Owner::new(format!("worker-{worker}"));
                 while began.elapsed() < SPAN {
-                    cycle(&storage, worker, &owner).await;
+                    queueing::cycle(&storage, worker).await;
                     cycles.fetch_add(1, Ordering::Relaxed);
                 }
             })
@@ -92,17 +49,77 @@ fn yardstick(file: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("yardstick").join(file)
 }
 
-/// pgbench's own figure for the same number of connections.
-fn pgbench(port: u16, database: &str, workers: u64) -> f64 {
+/// Runs per second that are fired by schedules and claimed, [`FIRE_LIMIT`] at a time, and runs per second that
+/// are ended by eight workers.
+async fn batched(storage: &SqlStorage) -> (f64, f64) {
+    let jobs = FIRE_LIMIT as u64;
+    let owner = Owner::new("batches");
+    let mut seen = now();
+    for job in 1..=jobs {
+        let entry = ScheduleEntry {
+            account: AccountId::new(1),
+            job: new_run(job).job,
+            job_version: 1,
+            next_at: Some(seen),
+        };
+        storage.put(&entry, now()).await.unwrap();
+    }
+    let (mut started, mut ended, mut runs) = (Duration::ZERO, Duration::ZERO, 0);
+    while started < SPAN / 2 {
+        let next = seen.plus(Duration::from_secs(1));
+        let firings: Vec<Firing> = (1..=jobs)
+            .map(|job| Firing {
+                job: new_run(job).job,
+                seen,
+                job_version: 1,
+                next: Some(next),
+                run: Some(NewRun {
+                    scheduled_for: Some(seen),
+                    ..new_run(job)
+                }),
+            })
+            .collect();
+        seen = next;
+        let began = Instant::now();
+        let fired = storage.fire(&firings, now()).await.unwrap();
+        let admissions: Vec<Admission> = fired
+            .iter()
+            .zip(1..)
+            .map(|(fired, slot)| match fired {
+                Fired::Queued(run) => Admission {
+                    run: run.id,
+                    slot: Some(slot),
+                },
+                Fired::Moved | Fired::Lost => panic!("{fired:?}"),
+            })
+            .collect();
+        let until = now().plus(Duration::from_secs(30));
+        let claimed = storage.claim(&owner, &admissions, now(), until).await.unwrap();
+        started += began.elapsed();
+        assert_eq!(claimed.len(), FIRE_LIMIT);
+        runs += claimed.len();
+        let began = Instant::now();
+        futures::stream::iter(&claimed)
+            .for_each_concurrent(8, |claimed| queueing::end(storage, claimed))
+            .await;
+        ended += began.elapsed();
+    }
+    (runs as f64 / started.as_secs_f64(), runs as f64 / ended.as_secs_f64())
+}
+
+/// pgbench's own figure for the same number of connections: of a script, or of its own `-N`.
+fn pgbench(port: u16, database: &str, workers: u64, script: Option<&str>) -> f64 {
     let threads = workers.min(2).to_string();
-    let text = program::said(
-        Command::new(program::pgbench())
-            .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres"])
-            .args(["-p", &port.to_string(), "-c", &workers.to_string(), "-j", &threads])
-            .args(["-T", &SPAN.as_secs().to_string(), "-f"])
-            .arg(yardstick("cycle.sql"))
-            .arg(database),
-    );
+    let mut command = Command::new(program::pgbench());
+    command
+        .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres"])
+        .args(["-p", &port.to_string(), "-c", &workers.to_string(), "-j", &threads])
+        .args(["-T", &SPAN.as_secs().to_string()]);
+    match script {
+        Some(file) => command.arg("-f").arg(yardstick(file)),
+        None => command.arg("-N"),
+    };
+    let text = program::said(command.arg(database));
     let line = text
         .lines()
         .find(|line| line.starts_with("tps = "))
@@ -143,19 +160,39 @@ async fn main() {
     }
 
     let cluster = Cluster::start_durable();
-    let (mine, bare) = (cluster.database(), cluster.database());
+    let (mine, bare, bank) = (cluster.database(), cluster.database(), cluster.database());
     bare.ask(&std::fs::read_to_string(yardstick("queue.sql")).unwrap());
+    program::said(
+        Command::new(program::pgbench())
+            .args(["-i", "-q", "-s", "20", "-h", "127.0.0.1", "-U", "postgres"])
+            .args(["-p", &cluster.port().to_string(), bank.name()]),
+    );
     let options = Options::new().with_pool_size(16);
     let postgres = SqlStorage::connect(&mine.url(), options).await.unwrap();
     postgres.migrate().await.unwrap();
+    postgres.prepare(now()).await.unwrap();
+    let mut commits = Figures::new();
     for workers in WORKERS {
-        let (mut our, mut their) = (Figures::new(), Figures::new());
+        let (mut our, mut their, mut bare_commits) = (Figures::new(), Figures::new(), Figures::new());
         for _ in 0..ROUNDS {
-            their.add(pgbench(cluster.port(), bare.name(), workers));
+            their.add(pgbench(cluster.port(), bare.name(), workers, Some("cycle.sql")));
             our.add(ours(&postgres, workers).await);
+            bare_commits.add(pgbench(cluster.port(), bank.name(), workers, None));
         }
         rows.push(row("PostgreSQL", workers, &our, &their));
+        rows.push(row("PostgreSQL, over pgbench -N", workers, &our, &bare_commits));
+        commits = bare_commits;
     }
+    let (mut started, mut ended, mut thin) = (Figures::new(), Figures::new(), Figures::new());
+    for _ in 0..ROUNDS {
+        thin.add(pgbench(cluster.port(), bare.name(), 1, Some("batch.sql")) * FIRE_LIMIT as f64);
+        let (more_started, more_ended) = batched(&postgres).await;
+        started.add(more_started);
+        ended.add(more_ended);
+    }
+    rows.push(row("PostgreSQL, fired and claimed by 200", 1, &started, &thin));
+    rows.push(row("PostgreSQL, the same over pgbench -N of 8", 1, &started, &commits));
+    rows.push(row("PostgreSQL, ended one by one over pgbench -N", 8, &ended, &commits));
     postgres.close().await;
 
     table(&["database", "workers", "ours", "yardstick", "ratio"], &rows);

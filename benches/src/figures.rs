@@ -6,6 +6,12 @@ use std::fmt;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures(Vec<f64>);
 
+impl FromIterator<f64> for Figures {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        Self(values.into_iter().collect())
+    }
+}
+
 impl Figures {
     /// No values yet.
     pub fn new() -> Self {

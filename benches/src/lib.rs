@@ -5,4 +5,5 @@
 
 pub mod figures;
 pub mod program;
+pub mod queueing;
 pub mod server;

@@ -163,6 +163,26 @@ impl Cluster {
         self.port
     }
 
+    /// A session that keeps a snapshot of this database until it is killed, so that no row that dies meanwhile can
+    /// be removed.
+    pub fn hold_snapshot(&self, database: &Database) -> Child {
+        let script = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM run_queue; SELECT pg_sleep(3600)";
+        let mut command = psql(self.port, database.name());
+        let session = command
+            .args(["-c", script])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("psql starts");
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND backend_xmin IS NOT NULL \
+            AND pid <> pg_backend_pid()";
+        let deadline = Instant::now() + PATIENCE;
+        while database.ask(held) == "0" {
+            assert!(Instant::now() < deadline, "no snapshot is held");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        session
+    }
+
     /// What it has written down so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.join("log")).unwrap_or_default()
