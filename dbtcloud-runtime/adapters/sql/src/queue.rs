@@ -125,10 +125,11 @@ const COUNT: Sql = Sql::both("SELECT count(*) AS waiting FROM run_queue WHERE ac
 const CLAIMS_IN_TURN: &str = "SELECT count(*) AS locks FROM (SELECT pg_advisory_xact_lock(723684913, line) FROM \
     (SELECT DISTINCT (account_id % 64)::int AS line FROM run_queue WHERE run_id = ANY($1) ORDER BY 1) AS lines) AS held";
 
-/// What may be claimed, again in the outer condition.
+/// What may be claimed, again in the outer condition. The state is written so that no plan made for an empty queue
+/// takes `run_queue_startable` from end to end where the primary key is meant.
 macro_rules! claimable {
     () => {
-        ") AS wanted WHERE q.run_id = wanted.run_id AND q.state = 'queued' \
+        ") AS wanted WHERE q.run_id = wanted.run_id AND q.state || '' = 'queued' \
           AND NOT EXISTS (SELECT 1 FROM run_queue h WHERE h.account_id = q.account_id AND h.slot = wanted.slot) \
           AND NOT (q.exclusive AND EXISTS (SELECT 1 FROM run_queue h \
             WHERE h.job_id = q.job_id AND h.exclusive AND h.state <> 'queued'))"
@@ -164,7 +165,7 @@ const CLAIM: Sql = Sql::each(
         claim_sets!(),
         "SELECT w.run_id, pair.slot FROM (SELECT (p.value->>0)::bigint AS run_id, (p.value->>1)::bigint AS slot \
             FROM jsonb_array_elements($1::jsonb) AS p (value)) AS pair JOIN run_queue w ON w.run_id = pair.run_id \
-            WHERE w.run_id = ANY($6) AND w.state = 'queued' ORDER BY w.run_id FOR UPDATE OF w SKIP LOCKED",
+            WHERE w.run_id = ANY($6) AND w.state || '' = 'queued' ORDER BY w.run_id FOR UPDATE OF w SKIP LOCKED",
         claimable!(),
         " RETURNING q.run_id, q.epoch), admitted AS (",
         admit_sets!(),

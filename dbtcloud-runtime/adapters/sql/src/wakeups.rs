@@ -19,7 +19,7 @@ impl Wakeups for SqlStorage {
     async fn ring(&self, bell: Bell) -> Result<()> {
         match &self.database {
             #[cfg(feature = "postgres")]
-            Database::Postgres(server) => channels::ring(&server.pool, bell).await,
+            Database::Postgres(server) => channels::ring(&server.writing, bell).await,
             #[cfg(feature = "sqlite")]
             Database::Sqlite { bells, .. } => {
                 bells.send_modify(|counts| counts[bell as usize] = counts[bell as usize].wrapping_add(1));

@@ -43,7 +43,8 @@ impl Options {
         }
     }
 
-    /// How many connections at most; with SQLite, how many readers beside the one writer. At least 1.
+    /// How many connections at most, on PostgreSQL half of them for what only reads and at least one for each; with
+    /// SQLite, how many readers beside the one writer. At least 1.
     #[must_use]
     pub fn with_pool_size(mut self, size: u32) -> Self {
         self.pool_size = size.max(1);

@@ -68,7 +68,7 @@ impl Database {
     pub(crate) async fn read(&self) -> Result<Borrowed> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(server) => server.pool.acquire().await.map(Borrowed::Postgres),
+            Self::Postgres(server) => server.reading.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { readers, .. } => readers.acquire().await.map(Borrowed::Sqlite),
         }
@@ -79,7 +79,7 @@ impl Database {
     pub(crate) async fn write(&self, call: &'static str) -> Result<Written> {
         let connection = match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(server) => server.pool.acquire().await.map(Borrowed::Postgres),
+            Self::Postgres(server) => server.writing.acquire().await.map(Borrowed::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, .. } => writer.pool().acquire().await.map(Borrowed::Sqlite),
         };
@@ -92,7 +92,7 @@ impl Database {
     pub(crate) async fn begin(&self) -> Result<Work> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(server) => server.pool.begin().await.map(Work::Postgres),
+            Self::Postgres(server) => server.writing.begin().await.map(Work::Postgres),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, .. } => return writer.begin().await.map(Work::Sqlite),
         }
@@ -105,7 +105,7 @@ impl Database {
         let frozen = match self {
             #[cfg(feature = "postgres")]
             Self::Postgres(postgres) => {
-                let begun = postgres.pool.begin_with(FREEZE).await.map(Frozen::Postgres);
+                let begun = postgres.reading.begin_with(FREEZE).await.map(Frozen::Postgres);
                 let mut frozen = begun.map_err(translate)?;
                 let lock = format!("LOCK TABLE {tables} IN ACCESS SHARE MODE");
                 frozen.link().script_of(lock).await?;
@@ -125,7 +125,10 @@ impl Database {
         };
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(server) => counted(server.pool.size(), server.pool.num_idle()),
+            Self::Postgres(server) => counted(
+                server.writing.size() + server.reading.size(),
+                server.writing.num_idle() + server.reading.num_idle(),
+            ),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, readers, .. } => {
                 let writer = writer.pool();
@@ -137,7 +140,10 @@ impl Database {
     pub(crate) async fn close(&self) {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres(server) => server.pool.close().await,
+            Self::Postgres(server) => {
+                server.reading.close().await;
+                server.writing.close().await;
+            }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { writer, readers, .. } => {
                 // Readers first: the last connection to close writes the WAL back.

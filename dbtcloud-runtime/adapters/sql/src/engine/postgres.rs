@@ -10,16 +10,20 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use super::Options;
 use crate::error;
 
-/// Settings of every connection. A custom plan each time: a generic plan that was made while the queue was
-/// empty stays on a sequential scan for good. No sequential scan where an index will do: after a herd the
-/// server has not counted the queue yet, and every statement has its index (`tests/tests/storage/plans.rs`).
+/// Settings of every connection. No sequential scan where an index will do: after a herd the server has not
+/// counted the queue yet, and every statement has its index (`tests/tests/storage/plans.rs`).
 const PREPARE_CONNECTION: &str = "SELECT set_config('statement_timeout', $1, false), \
     set_config('lock_timeout', $2, false), \
     set_config('idle_in_transaction_session_timeout', '60s', false), \
-    set_config('plan_cache_mode', 'force_custom_plan', false), \
+    set_config('plan_cache_mode', $3, false), \
     set_config('enable_seqscan', 'off', false), \
     set_config('jit', 'off', false), \
     set_config('client_min_messages', 'warning', false)";
+
+/// What changes something names its rows by their keys: one plan for all, made once per connection.
+const ONE_PLAN: &str = "force_generic_plan";
+/// Which index suits a list depends on what is asked for: a plan each time.
+const A_PLAN_EACH: &str = "force_custom_plan";
 
 /// A connection that was idle longer than this is asked whether it still lives before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -51,7 +55,10 @@ const SESSION: &str = "options";
 /// One server.
 #[derive(Clone)]
 pub(crate) struct Postgres {
-    pub(crate) pool: PgPool,
+    /// Connections for what changes something.
+    pub(crate) writing: PgPool,
+    /// Connections for what only reads: a long list keeps nobody from claiming a run.
+    pub(crate) reading: PgPool,
     /// How the connection that hears wake-ups is made: past a pooler that lends connections by transaction.
     pub(crate) listening: Box<PgConnectOptions>,
 }
@@ -60,7 +67,8 @@ pub(crate) struct Postgres {
 impl std::fmt::Debug for Postgres {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Postgres")
-            .field("pool", &self.pool)
+            .field("writing", &self.writing)
+            .field("reading", &self.reading)
             .finish_non_exhaustive()
     }
 }
@@ -87,10 +95,21 @@ pub(crate) async fn connect(url: &str, options: &Options) -> Result<Postgres> {
             )));
         }
     }
+    // Half of the connections for either.
+    let readers = (options.pool_size() / 2).max(1);
+    let writers = options.pool_size().saturating_sub(readers).max(1);
+    Ok(Postgres {
+        writing: pool(writers, ONE_PLAN, &connect, options),
+        reading: pool(readers, A_PLAN_EACH, &connect, options),
+        listening: Box::new(listening),
+    })
+}
+
+fn pool(size: u32, plans: &'static str, connect: &PgConnectOptions, options: &Options) -> PgPool {
     let millis = |time: Duration| format!("{}ms", time.as_millis());
     let (statement, lock) = (millis(options.statement_timeout()), millis(options.lock_timeout()));
-    let pool = PgPoolOptions::new()
-        .max_connections(options.pool_size())
+    PgPoolOptions::new()
+        .max_connections(size)
         .acquire_timeout(options.acquire_timeout())
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
@@ -104,15 +123,11 @@ pub(crate) async fn connect(url: &str, options: &Options) -> Result<Postgres> {
         .after_connect(move |connection, _| {
             let (statement, lock) = (statement.clone(), lock.clone());
             Box::pin(async move {
-                let settings = sqlx::query(PREPARE_CONNECTION).bind(statement).bind(lock);
+                let settings = sqlx::query(PREPARE_CONNECTION).bind(statement).bind(lock).bind(plans);
                 settings.execute(connection).await.map(drop)
             })
         })
-        .connect_lazy_with(connect);
-    Ok(Postgres {
-        pool,
-        listening: Box::new(listening),
-    })
+        .connect_lazy_with(connect.clone())
 }
 
 fn understood(field: &'static str, url: &str, options: &Options) -> Result<PgConnectOptions> {
