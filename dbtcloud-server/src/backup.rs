@@ -106,6 +106,7 @@ pub async fn backup(
             target: &to.files.artifacts(OBJECTS).map_err(explained)?,
             begun_at,
             clock,
+            lost: Default::default(),
         };
         let list = scratch.path().join(OBJECTS_LIST);
         let walked = walk.all(since, &list).await?;
@@ -118,10 +119,12 @@ pub async fn backup(
                 "{gone} was forgotten by retention meanwhile, and is not in the backup"
             ));
         }
+        more(walked.gone_count, walked.gone.len(), &mut told);
         for missing in &walked.missing {
             told(format!("warning: {missing} is missing in the artifact store"));
         }
-        let tables = if walked.gone.is_empty() {
+        more(walked.missing_count, walked.missing.len(), &mut told);
+        let tables = if walked.gone_count == 0 {
             tables
         } else {
             copy.digests().await.map_err(explained)?
@@ -162,6 +165,14 @@ pub async fn backup(
     }
     told(format!("the backup in {} is whole", to.name));
     Ok(())
+}
+
+/// Tells how many are not named.
+fn more(all: u64, named: usize, told: &mut impl FnMut(String)) {
+    let more = all.saturating_sub(named as u64);
+    if more > 0 {
+        told(format!("and {more} more"));
+    }
 }
 
 /// Makes sure that the place is empty or has a backup that broke off; when that was begun, or now.

@@ -342,7 +342,7 @@ pub async fn restore(
         .await
         .map_err(|error| match error.kind() {
             dbtcloud_core::ErrorKind::AlreadyExists => anyhow::anyhow!(
-                "{error}: there is an installation already; restore into an empty database, or drop this one first"
+                "the database is not empty, there is an installation already; restore into an empty one, or drop this one"
             ),
             _ => explained(error),
         })?;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -39,6 +40,8 @@ const SETTLED_AFTER: Duration = Duration::from_secs(3600);
 /// How long retention may take from an object to the row that speaks of it.
 const GOING_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Logs that are waited for and do not go: after so many it is the store that lost them, and nobody waits any more.
+const LOST_LIMIT: u32 = 8;
 /// Names of what is amiss that are told.
 const NAMED: usize = 100;
 
@@ -119,8 +122,9 @@ pub(super) struct Met {
     pub(super) bytes: u64,
     /// Objects that did not have to be copied.
     pub(super) taken: u64,
-    /// What retention took meanwhile, and the copy does not have either.
+    /// What retention took meanwhile, and the copy does not have either; the first of it.
     pub(super) gone: Vec<String>,
+    pub(super) gone_count: u64,
     /// What the database speaks of and the store does not have; the first of them.
     pub(super) missing: Vec<String>,
     pub(super) missing_count: u64,
@@ -135,6 +139,8 @@ pub(super) struct Walk<'a> {
     /// When the first try of this backup was begun.
     pub(super) begun_at: Timestamp,
     pub(super) clock: &'a dyn Clock,
+    /// Logs that were waited for in vain.
+    pub(super) lost: AtomicU32,
 }
 
 /// What is known of one run's objects.
@@ -175,7 +181,12 @@ impl Walk<'_> {
         let mut met = Met::default();
         while let Some(run) = walked.try_next().await? {
             met.taken += run.taken;
-            met.gone.extend(run.gone);
+            if let Some(gone) = run.gone {
+                met.gone_count += 1;
+                if met.gone.len() < NAMED {
+                    met.gone.push(gone);
+                }
+            }
             for object in run.objects {
                 match &object.sum {
                     Some(sum) => {
@@ -314,7 +325,8 @@ impl Walk<'_> {
             if log_files(&steps, account, run)?.is_disjoint(absent) {
                 return Ok(Became::Discarded);
             }
-            if self.clock.now() > until {
+            if self.clock.now() > until || self.lost.load(Ordering::Relaxed) >= LOST_LIMIT {
+                self.lost.fetch_add(1, Ordering::Relaxed);
                 return Ok(Became::Lost);
             }
             self.clock.sleep(LOOK_AGAIN).await;

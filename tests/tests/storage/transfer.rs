@@ -60,6 +60,12 @@ async fn moves(from: &SqlStorage, to: &SqlStorage, back: &SqlStorage) {
 async fn from_sqlite_to_postgres_and_back() {
     let (from, to, back) = (sqlite().await, postgres().await, sqlite().await);
     moves(&from.storage, &to.storage, &back.storage).await;
+    // History is filed under its months, or none of them could be dropped at once.
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(&to.home.url())
+        .await
+        .unwrap();
+    let unfiled = sqlx::query("SELECT count(*) FROM runs_default").fetch_one(&mut connection);
+    assert_eq!(sqlx::Row::get::<i64, _>(&unfiled.await.unwrap(), 0), 0);
 }
 
 #[tokio::test]

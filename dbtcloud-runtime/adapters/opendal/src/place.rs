@@ -483,6 +483,28 @@ mod tests {
     }
 
     #[test]
+    fn a_place_has_places_inside_and_may_be_part_of_a_bucket() {
+        let place = |url: &str| Place::parse(url).unwrap();
+        for (url, inside) in [
+            ("s3://b?region=x", "s3://b/objects?region=x"),
+            ("azblob://c/p/?account=a", "azblob://c/p/objects?account=a"),
+            ("file:///x/y", "file:///x/y/objects"),
+        ] {
+            assert_eq!(place(url).below("objects"), place(inside), "{url}");
+        }
+        let (one, prefix) = place("s3://b/p/q?region=x").whole().unwrap();
+        assert_eq!(prefix, "p/q/");
+        let (other, none) = place("s3://b?region=x").whole().unwrap();
+        assert_eq!((one, none), (other, String::new()));
+        assert_ne!(
+            place("s3://b/p?region=x").whole(),
+            place("s3://c/p?region=x").whole(),
+            "another bucket"
+        );
+        assert_eq!(place("file:///x/y").whole(), None);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (url, part) in [
             ("s3://b?regoin=x", "'regoin' is not known; known are region"),
