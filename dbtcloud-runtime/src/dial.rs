@@ -111,6 +111,20 @@ impl Reach {
     }
 }
 
+/// The connection of a request or an answer, once both sides have agreed to speak another protocol on it.
+pub use hyper::upgrade::{OnUpgrade, on as upgrade};
+
+/// Passes bytes between two connections whose sides have agreed on another protocol, until both have ended.
+///
+/// # Errors
+/// When one of them was cut, or the protocol was not changed.
+pub async fn join(asked: OnUpgrade, granted: OnUpgrade) -> io::Result<()> {
+    let (asked, granted) = tokio::try_join!(asked, granted).map_err(io::Error::other)?;
+    tokio::io::copy_bidirectional(&mut TokioIo::new(asked), &mut TokioIo::new(granted))
+        .await
+        .map(drop)
+}
+
 /// Opens connections for a [`Client`].
 ///
 /// ```

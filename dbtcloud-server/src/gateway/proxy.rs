@@ -2,7 +2,8 @@
 //!
 //! An app that does not answer `/readyz` gets no requests while there is another that does. A request whose connection
 //! was refused was not sent: it goes to the next app, whatever it is. One that was sent and got no answer is sent again
-//! only if a second time changes nothing. Bodies pass through in both directions as they come.
+//! only if a second time changes nothing. Bodies pass through in both directions as they come; so does whatever the two
+//! sides speak after they have agreed on another protocol (websockets).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use dbtcloud_runtime::dial::{Client, Dialer};
+use dbtcloud_runtime::dial::{self, Client, Dialer};
 use futures::StreamExt;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -129,9 +130,14 @@ impl Gateway {
         order
     }
 
-    async fn forward(&self, request: Request) -> Response {
+    async fn forward(&self, mut request: Request) -> Response {
+        let protocol = asked_protocol(request.headers());
+        let asked = protocol.is_some().then(|| dial::upgrade(&mut request));
         let (mut parts, body) = request.into_parts();
         let id = self.prepare(&mut parts.headers);
+        if let Some(protocol) = &protocol {
+            change_to(protocol, &mut parts.headers);
+        }
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         let repeatable = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&parts.method);
         let body = Once::new(body);
@@ -145,6 +151,15 @@ impl Gateway {
             };
             *request.uri_mut() = uri;
             match tokio::time::timeout(ANSWER_LIMIT, self.0.client.request(request)).await {
+                Ok(Ok(mut answer)) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    let Some((asked, protocol)) = asked.zip(answer.headers().get(header::UPGRADE).cloned()) else {
+                        break;
+                    };
+                    self.join(asked, dial::upgrade(&mut answer), &id);
+                    let mut answer = self.answer(answer.map(Body::new), &id);
+                    change_to(&protocol, answer.headers_mut());
+                    return answer;
+                }
                 Ok(Ok(answer)) => return self.answer(answer.map(Body::new), &id),
                 Ok(Err(error)) => {
                     let again = error.is_connect() || repeatable;
@@ -164,6 +179,21 @@ impl Gateway {
             "No app answered. What was asked may have been done: look before asking again.",
         )
         .into_response()
+    }
+
+    /// Passes on what both sides say from here on. A gateway that stops cuts it: whoever speaks so begins again.
+    fn join(&self, asked: dial::OnUpgrade, granted: dial::OnUpgrade, id: &str) {
+        let (draining, id) = (self.0.draining.clone(), id.to_owned());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = draining.cancelled() => {}
+                ended = dial::join(asked, granted) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(request_id = id, %error, "a connection was cut");
+                    }
+                }
+            }
+        });
     }
 
     /// Takes off what belongs to the connection, and says who is asking. The request's id.
@@ -206,6 +236,20 @@ impl Gateway {
         };
         Response::from_parts(parts, body)
     }
+}
+
+/// The protocol that a request would change to on its connection.
+fn asked_protocol(headers: &axum::http::HeaderMap) -> Option<HeaderValue> {
+    let connection = headers.get(header::CONNECTION)?.to_str().ok()?;
+    let asks = connection
+        .split(',')
+        .any(|word| word.trim().eq_ignore_ascii_case("upgrade"));
+    headers.get(header::UPGRADE).filter(|_| asks).cloned()
+}
+
+fn change_to(protocol: &HeaderValue, headers: &mut axum::http::HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol.clone());
 }
 
 /// A body that is lent to one try after the other, as long as none has begun to read it.
@@ -319,6 +363,76 @@ mod tests {
         assert_eq!(ask(&gateway(&[gone_url]), "/api/echo").await.0, 502);
         assert_eq!(ask(&router, "/agent/v1/report").await.0, 404);
         assert_eq!(ask(&router, "/metrics").await.0, 404);
+    }
+
+    /// An app that grants another protocol: it says every line back, louder.
+    async fn shouting() -> String {
+        use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    let (mut head, mut line) = (String::new(), String::new());
+                    while stream.read_line(&mut head).await.unwrap() > 2 {}
+                    let granted = head.to_lowercase().contains("upgrade: shout\r\n");
+                    let answer = match granted {
+                        true => "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\n",
+                        false => "HTTP/1.1 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n",
+                    };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    while granted && stream.read_line(&mut line).await.unwrap_or(0) > 0 {
+                        stream.write_all(line.to_uppercase().as_bytes()).await.unwrap();
+                        line.clear();
+                    }
+                });
+            }
+        });
+        format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn another_protocol_passes_both_ways_until_one_side_ends() {
+        use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+        let draining = CancellationToken::new();
+        let gateway = Gateway::new(
+            &[shouting().await],
+            Dialer::plain(),
+            false,
+            "test".to_owned(),
+            draining.clone(),
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, gateway.router()).await });
+        let open = async |headers: &str| {
+            let mut stream = BufReader::new(tokio::net::TcpStream::connect(address).await.unwrap());
+            let ask = format!("GET /develop/terminal HTTP/1.1\r\nhost: gateway\r\n{headers}\r\n");
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            let mut head = String::new();
+            while stream.read_line(&mut head).await.unwrap() > 2 {}
+            (stream, head.to_lowercase())
+        };
+        let changing = "connection: keep-alive, Upgrade\r\nupgrade: shout\r\n";
+        let (mut first, head) = open(changing).await;
+        assert!(
+            head.contains("101 switching protocols") && head.contains("upgrade: shout"),
+            "{head}"
+        );
+        let mut heard = String::new();
+        for word in ["one\n", "two\n"] {
+            first.write_all(word.as_bytes()).await.unwrap();
+            first.read_line(&mut heard).await.unwrap();
+        }
+        assert_eq!(heard, "ONE\nTWO\n");
+        let (_, head) = open("upgrade: shout\r\n").await;
+        assert!(head.contains("426 upgrade required"), "it was not asked for: {head}");
+        // A gateway that stops cuts it.
+        draining.cancel();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(20), first.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok() && rest.is_empty());
     }
 
     #[tokio::test]
