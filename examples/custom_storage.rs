@@ -117,8 +117,8 @@ forward! {
         reads dispatches(account: AccountId, to: Addressee, page: Page) -> Paged<Dispatched>;
         reads last_tries(to: Addressee, ended: bool, limit: u32) -> Vec<Dispatched>;
         reads undelivered(channel: Channel) -> u64;
-        reads old_dispatches(before: Timestamp) -> u64;
         writes forget_dispatches(before: Timestamp, limit: u32) -> u64 = format!("dispatches before {before}");
+        reads old_dispatches(before: Timestamp) -> u64;
     }
     History {
         writes prepare(now: Timestamp) -> () = format!("months from {now}");

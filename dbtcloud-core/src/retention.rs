@@ -147,6 +147,17 @@ impl Retention {
         }
     }
 
+    /// How long this is kept for itself: for ever when it goes with its run, and not before.
+    fn alone(&self, kept: Kept) -> Days {
+        let days = self.days(kept);
+        let of_run = matches!(kept, Kept::Logs | Kept::Artifacts) && self.runs != Days::FOREVER;
+        if of_run && days >= self.runs {
+            Days::FOREVER
+        } else {
+            days
+        }
+    }
+
     /// The same with what an account says.
     #[must_use]
     pub fn with(self, own: &OwnRetention) -> Self {
@@ -229,11 +240,11 @@ impl Policy {
     }
 
     /// What goes, one rule for everybody who says nothing else, and one for each other account. No account is under
-    /// two of them.
+    /// two of them, and under none is what goes with its run in any case.
     pub fn rules(&self, kept: Kept, now: Timestamp) -> Vec<Rule> {
-        let days = self.everybody.days(kept);
-        let others = self.own.iter().filter(|(_, own)| own.days(kept) != days);
-        let others: Vec<_> = others.map(|(account, own)| (*account, own.days(kept))).collect();
+        let days = self.everybody.alone(kept);
+        let others = self.own.iter().filter(|(_, own)| own.alone(kept) != days);
+        let others: Vec<_> = others.map(|(account, own)| (*account, own.alone(kept))).collect();
         let but = others.iter().map(|(account, _)| *account).collect();
         let all = std::iter::once((Accounts::AllBut(but), days));
         let each = others.iter().map(|(account, days)| (Accounts::Only(*account), *days));
@@ -248,7 +259,7 @@ impl Policy {
     pub fn kept_by_nobody(&self, kept: Kept, now: Timestamp) -> Option<Timestamp> {
         let days: BTreeSet<Days> = std::iter::once(&self.everybody)
             .chain(self.own.values())
-            .map(|retention| retention.days(kept))
+            .map(|retention| retention.alone(kept))
             .collect();
         let cutoffs: Option<Vec<Timestamp>> = days.into_iter().map(|days| days.cutoff(now)).collect();
         cutoffs?.into_iter().min()
@@ -290,7 +301,7 @@ mod tests {
             for kept in Kept::ALL {
                 let rules = policy.rules(kept, NOW);
                 let mine: Vec<_> = rules.iter().filter(|rule| rule.accounts.has(account)).collect();
-                let cutoff = policy.of(account).days(kept).cutoff(NOW);
+                let cutoff = policy.of(account).alone(kept).cutoff(NOW);
                 prop_assert_eq!(mine.iter().map(|rule| rule.before).collect::<Vec<_>>(), cutoff.into_iter().collect::<Vec<_>>());
             }
         }
@@ -302,7 +313,7 @@ mod tests {
                     let rules = policy.rules(kept, NOW);
                     prop_assert!(!rules.is_empty() && rules.iter().all(|rule| before <= rule.before));
                     for account in (1..9).map(AccountId::new) {
-                        prop_assert!(policy.of(account).days(kept) != Days::FOREVER);
+                        prop_assert!(policy.of(account).alone(kept) != Days::FOREVER);
                     }
                 }
             }
@@ -323,7 +334,10 @@ mod tests {
         let others = Accounts::AllBut(vec![AccountId::new(1), AccountId::new(2)]);
         assert_eq!(whose, [others, Accounts::Only(AccountId::new(1))]);
         assert_eq!(policy.kept_by_nobody(Kept::Runs, NOW), None);
-        assert_eq!(policy.rules(Kept::Logs, NOW).len(), 1);
+        // Of account 2 alone: everybody else's go with their runs.
+        let logs: Vec<_> = policy.rules(Kept::Logs, NOW);
+        assert_eq!(logs.len(), 1);
+        assert_eq!(logs[0].accounts, Accounts::Only(AccountId::new(2)));
         assert_eq!(
             serde_json::from_str::<OwnRetention>(r#"{"runs": 10}"#).unwrap(),
             own(10)

@@ -4,6 +4,10 @@
 //! What is removed from outside of the database is removed before the rows that know of it, so that a crash in
 //! between leaves nothing that nobody knows.
 
+mod expire_artifacts;
+mod expire_logs;
+mod expire_runs;
+mod expire_sessions;
 mod flush_logs;
 mod heal_hands;
 mod make_months;
@@ -12,6 +16,9 @@ mod purge_leases;
 mod purge_tickets;
 mod remove_executions;
 mod remove_folders;
+mod remove_objects;
+mod remove_volumes;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -112,7 +119,13 @@ pub fn chores() -> Vec<Box<dyn Chore>> {
         Box::new(heal_hands::HealHands::default()),
         Box::new(remove_executions::RemoveExecutions),
         Box::new(remove_folders::RemoveFolders),
+        Box::new(expire_runs::ExpireRuns::default()),
+        Box::new(expire_logs::ExpireLogs),
+        Box::new(expire_artifacts::ExpireArtifacts),
+        Box::new(expire_sessions::ExpireSessions::default()),
         Box::new(flush_logs::FlushLogs::default()),
+        Box::new(remove_objects::RemoveObjects),
+        Box::new(remove_volumes::RemoveVolumes),
         Box::new(purge_tickets::PurgeTickets),
         Box::new(purge_leases::PurgeLeases),
         Box::new(purge_dispatches::PurgeDispatches),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dbtcloud_core::retention::Retention;
+
 /// How agents are started and where they find things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentLaunch {
@@ -84,8 +86,10 @@ pub struct Config {
     pub heartbeat_timeout: Duration,
     /// Between SIGINT and SIGKILL when a run is stopped.
     pub grace: Duration,
-    /// How often the background chores run.
+    /// How often the most frequent of the background chores run.
     pub cleanup_interval: Duration,
+    /// How long what is over is kept, where an account says nothing else. The default lets runs go after a year.
+    pub retention: Retention,
 }
 
 impl Config {
@@ -101,6 +105,7 @@ impl Config {
             heartbeat_timeout: Duration::from_secs(300),
             grace: Duration::from_secs(10),
             cleanup_interval: Duration::from_secs(30),
+            retention: Retention::default(),
         }
     }
 }

@@ -199,6 +199,27 @@ pub async fn compose(
     })
 }
 
+/// The database of an installation, for a command that works beside its servers.
+///
+/// # Errors
+/// That there is none, or that it cannot be used by this version.
+pub async fn beside_storage(settings: &Settings, instance: &str) -> anyhow::Result<SqlStorage> {
+    if settings.is_embedded() && !settings.data_dir.is_dir() {
+        bail!(
+            "there is no installation in {}; --data-dir says where it is",
+            settings.data_dir.display()
+        );
+    }
+    let storage = connect_as(settings, "command", instance).await?;
+    storage
+        .check()
+        .await
+        .map_err(told)
+        .context("the database cannot be used by this version")?;
+    storage.check_writable().await.map_err(told)?;
+    Ok(storage)
+}
+
 /// A control plane for a command that works beside the servers of an installation: nothing is made, and nobody is
 /// kept out.
 ///
@@ -209,21 +230,9 @@ pub async fn beside(
     program: PathBuf,
     environment: impl Iterator<Item = (String, String)>,
 ) -> anyhow::Result<ControlPlane> {
-    let data = &settings.data_dir;
-    if settings.is_embedded() && !data.is_dir() {
-        bail!(
-            "there is no installation in {}; --data-dir says where it is",
-            data.display()
-        );
-    }
     let instance = instance();
-    let storage = connect_as(settings, "command", &instance).await?;
-    storage
-        .check()
-        .await
-        .map_err(told)
-        .context("the database cannot be used by this version")?;
-    storage.check_writable().await.map_err(told)?;
+    let storage = beside_storage(settings, &instance).await?;
+    let data = &settings.data_dir;
     let options = ArtifactOptions::new().with_standard_credentials();
     let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url, &options).map_err(told)?;
     let executor = LocalExecutor::new(data.join("executions")).map_err(told)?;
@@ -260,6 +269,7 @@ fn config(
     };
     let mut config = Config::new(instance, agent);
     config.run_capacity = settings.run_capacity;
+    config.retention = settings.retention;
     config.grace = Duration::from_secs(settings.grace_seconds);
     Ok(config)
 }

@@ -12,8 +12,8 @@ mod tests;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use dbtcloud_core::retention::Retention;
 use dbtcloud_runtime::dial::Reach;
-
 pub use given::{Given, KEYS};
 
 /// What a process does.
@@ -133,6 +133,8 @@ pub struct Settings {
     pub lineage: Option<Lineage>,
     /// Which addresses webhooks may lead to.
     pub webhook_targets: Reach,
+    /// How long what is over is kept, where an account says nothing else.
+    pub retention: Retention,
     /// Whether the schema is brought up to date at the start.
     pub migrate: bool,
 }

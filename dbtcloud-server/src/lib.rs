@@ -19,12 +19,15 @@ pub mod backup;
 pub mod bootstrap;
 #[cfg(feature = "cli")]
 pub mod cleanup;
+#[cfg(feature = "cli")]
 pub mod compose;
 #[cfg(feature = "cli")]
 pub mod config;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod health;
+#[cfg(feature = "cli")]
+pub mod retention;
 #[cfg(feature = "cli")]
 pub mod serve;
 #[cfg(feature = "cli")]

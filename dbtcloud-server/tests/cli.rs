@@ -292,3 +292,40 @@ fn cleanup_sweeps_once_and_says_what_it_did() {
         assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
     }
 }
+
+#[test]
+fn an_account_says_how_long_it_keeps_things() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    assert!(dbtcloud(&["bootstrap", "--data-dir", data]).status.success());
+    let retention = |arguments: &[&str]| dbtcloud(&[&["retention", "--data-dir", data], arguments].concat());
+    let everybody = retention(&["--retain-logs-days", "90"]);
+    assert_eq!(
+        text(&everybody.stdout),
+        "runs: 365 days (the installation)\nlogs: 90 days (the installation)\n\
+         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\n"
+    );
+    let said = retention(&["--account", "1", "--set", "runs=0", "--set", "sessions=1"]);
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let again = retention(&["--account", "1", "--set", "sessions=default"]);
+    assert_eq!(
+        text(&again.stdout),
+        "runs: for ever (the account)\nlogs: 365 days (the installation)\n\
+         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\n"
+    );
+    assert_eq!(text(&retention(&["--account", "1"]).stdout), text(&again.stdout));
+    for (arguments, said) in [
+        (vec!["--account", "1", "--set", "files=3"], "expected one of runs, logs"),
+        (
+            vec!["--account", "1", "--set", "runs=long"],
+            "expected a number of days",
+        ),
+        (vec!["--account", "1", "--set", "runs"], "expected KIND=DAYS"),
+        (vec!["--account", "9"], "account 9 not found"),
+        (vec!["--set", "runs=3"], "--account"),
+    ] {
+        let output = retention(&arguments);
+        assert!(!output.status.success());
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+}

@@ -14,7 +14,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
+use dbtcloud_core::id::AccountId;
 use dbtcloud_core::ports::Clock;
+use dbtcloud_core::retention::OwnRetention;
 use dbtcloud_runtime::agent::{self, AgentConfig};
 use dbtcloud_runtime::clock::SystemClock;
 use dbtcloud_server::backup::{self, Backup, Restore};
@@ -22,6 +24,7 @@ use dbtcloud_server::bootstrap::Bootstrap;
 use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
+use dbtcloud_server::retention::{self, Saying};
 use dbtcloud_server::{cleanup, serve, telemetry, transfer};
 use dbtcloud_sql::SqlStorage;
 
@@ -51,6 +54,8 @@ enum Command {
     Backup(BackupArgs),
     /// Makes an empty installation what a backup says; its servers are started afterwards
     Restore(RestoreArgs),
+    /// Tells how long what is over is kept, and lets an account say otherwise
+    Retention(RetentionArgs),
     /// Makes the first account, its administrator and a token, which is printed once
     Bootstrap(BootstrapArgs),
     /// Shows a run from beginning to end, from nothing
@@ -148,6 +153,19 @@ struct CleanupArgs {
 }
 
 #[derive(Args)]
+struct RetentionArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Id of the account [default: what the installation says]
+    #[arg(long, value_name = "ID")]
+    account: Option<i64>,
+    /// What the account says: runs, logs, artifacts or sessions, and for how many days (0: for ever; default: as the
+    /// installation); repeatable
+    #[arg(long, value_name = "KIND=DAYS", requires = "account")]
+    set: Vec<Saying>,
+}
+
+#[derive(Args)]
 struct BootstrapArgs {
     #[command(flatten)]
     given: Given,
@@ -233,6 +251,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 }
             })?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Retention(args) => {
+            let settings = understood(&args.given)?;
+            log(&settings)?;
+            runtime()?.block_on(retain(&settings, &args))
         }
         Command::Bootstrap(args) => {
             let settings = understood(&args.given)?;
@@ -353,6 +376,20 @@ async fn migrate(settings: &Settings, check: bool) -> anyhow::Result<ExitCode> {
             storage.schema_version().await.map_err(told)?
         );
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn retain(settings: &Settings, args: &RetentionArgs) -> anyhow::Result<ExitCode> {
+    let everybody = settings.retention;
+    let Some(account) = args.account else {
+        print!("{}", retention::told(everybody, &OwnRetention::default()));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let told = |error: dbtcloud_core::Error| anyhow::anyhow!("{}", error.chain());
+    let storage = compose::beside_storage(settings, &compose::instance()).await?;
+    let (account, now) = (AccountId::new(account), SystemClock.now());
+    let said = retention::say(&storage, everybody, account, &args.set, now).await;
+    print!("{}", said.map_err(told)?);
     Ok(ExitCode::SUCCESS)
 }
 

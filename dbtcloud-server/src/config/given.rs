@@ -99,13 +99,25 @@ pub struct Given {
     /// Which addresses webhooks may lead to: public, private (public ones and private networks), any [default: private]
     #[arg(long, env = "DBTCLOUD_WEBHOOK_TARGETS", value_name = "WHICH")]
     pub webhook_targets: Option<String>,
+    /// Days that runs that have ended are kept, 0 for ever; accounts may say otherwise [default: 365]
+    #[arg(long, env = "DBTCLOUD_RETAIN_RUNS_DAYS", value_name = "DAYS")]
+    pub retain_runs_days: Option<String>,
+    /// Days that logs of runs are kept, 0 for ever; accounts may say otherwise [default: 365]
+    #[arg(long, env = "DBTCLOUD_RETAIN_LOGS_DAYS", value_name = "DAYS")]
+    pub retain_logs_days: Option<String>,
+    /// Days that artifacts of runs are kept, 0 for ever; accounts may say otherwise [default: 365]
+    #[arg(long, env = "DBTCLOUD_RETAIN_ARTIFACTS_DAYS", value_name = "DAYS")]
+    pub retain_artifacts_days: Option<String>,
+    /// Days that develop sessions that have ended are kept, 0 for ever; accounts may say otherwise [default: 30]
+    #[arg(long, env = "DBTCLOUD_RETAIN_SESSIONS_DAYS", value_name = "DAYS")]
+    pub retain_sessions_days: Option<String>,
     /// Brings the database's schema up to date at the start; embedded databases always are
     #[arg(long, env = "DBTCLOUD_MIGRATE")]
     pub migrate: bool,
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 29] = [
+pub const KEYS: [&str; 33] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -129,6 +141,10 @@ pub const KEYS: [&str; 29] = [
     "openlineage_url",
     "otlp_endpoint",
     "public_url",
+    "retain_artifacts_days",
+    "retain_logs_days",
+    "retain_runs_days",
+    "retain_sessions_days",
     "role",
     "run_capacity",
     "tls_cert",
@@ -139,7 +155,7 @@ pub const KEYS: [&str; 29] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 26] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 30] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -170,6 +186,10 @@ impl Given {
             ("openlineage_api_key_file", &self.openlineage_api_key_file),
             ("openlineage_namespace", &self.openlineage_namespace),
             ("webhook_targets", &self.webhook_targets),
+            ("retain_runs_days", &self.retain_runs_days),
+            ("retain_logs_days", &self.retain_logs_days),
+            ("retain_artifacts_days", &self.retain_artifacts_days),
+            ("retain_sessions_days", &self.retain_sessions_days),
         ]
     }
 

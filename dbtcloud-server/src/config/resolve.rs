@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use dbtcloud_core::retention::{DAYS_LIMIT, Days, Retention};
 use dbtcloud_runtime::dial::Reach;
 
 use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
@@ -234,6 +235,21 @@ impl Reader {
         }
     }
 
+    fn days(&mut self, key: &'static str, default: Days) -> Days {
+        let expected = format!("a number of days from 0 (for ever) to {DAYS_LIMIT}");
+        self.read(key, default, &expected)
+    }
+
+    fn retention(&mut self) -> Retention {
+        let default = Retention::default();
+        Retention {
+            runs: self.days("retain_runs_days", default.runs),
+            logs: self.days("retain_logs_days", default.logs),
+            artifacts: self.days("retain_artifacts_days", default.artifacts),
+            sessions: self.days("retain_sessions_days", default.sessions),
+        }
+    }
+
     fn settings(mut self, base: &Path) -> Result<Settings, Problems> {
         let absolute = |path: &str| -> PathBuf { base.join(path) };
         let data_dir = absolute(&self.text("data_dir").unwrap_or_else(|| "dbtcloud-data".to_owned()));
@@ -279,6 +295,7 @@ impl Reader {
         let app_urls = self.app_urls();
         let agent_url = self.url("agent_url", &["http", "https"]);
         let agent_ca = self.text("agent_ca").map(|path| absolute(&path));
+        let retention = self.retention();
         let migrate = self.read("migrate", false, "true or false");
         let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
         let lineage = self.lineage(base);
@@ -309,6 +326,7 @@ impl Reader {
             otlp_endpoint,
             lineage,
             webhook_targets,
+            retention,
             migrate,
         };
         if settings.is_gateway_alone() {

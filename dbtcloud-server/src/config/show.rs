@@ -1,5 +1,7 @@
 //! Settings as the file would have them, without secrets.
 
+use dbtcloud_core::retention::Kept;
+
 use super::{LogFormat, Settings};
 
 impl Settings {
@@ -69,6 +71,10 @@ impl Settings {
         table.insert("app_url".to_owned(), toml::Value::Array(apps));
         table.insert("drain_seconds".to_owned(), number(self.drain_seconds));
         table.insert("grace_seconds".to_owned(), number(self.grace_seconds));
+        for kept in Kept::ALL {
+            let key = format!("retain_{}_days", kept.name());
+            table.insert(key, number(u64::from(self.retention.days(kept).get())));
+        }
         table.insert("migrate".to_owned(), toml::Value::Boolean(self.migrate));
         table.to_string()
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::{Area, ArtifactKey, ArtifactPath, ByteRange, RunFilter};
@@ -17,6 +17,7 @@ use super::runs::fetch_run;
 use crate::call::{Answer, Call};
 use crate::wire::envelope;
 use crate::wire::fault::Fault;
+use crate::wire::time::day;
 
 /// Runs of a job that are looked through for a file.
 const RUNS_LOOKED_THROUGH: u32 = 100;
@@ -85,9 +86,23 @@ async fn send(call: &Call, run: &Run, step: u32, path: ArtifactPath) -> Answer {
     Ok(response)
 }
 
+/// That retention let the artifacts of a run go.
+fn expired(run: &Run) -> Result<(), Fault> {
+    let Some(at) = run.artifacts_expired_at else {
+        return Ok(());
+    };
+    let what = format!(
+        "The artifacts of run {} have expired: they were removed on {}.",
+        run.id,
+        day(at)
+    );
+    Err(Fault::new(StatusCode::NOT_FOUND, what))
+}
+
 /// A file of a run: of the step that was named (from 1), or of the last one that left it.
 pub(crate) async fn of_run(call: Call) -> Answer {
     let run = fetch_run(&call).await?;
+    expired(&run)?;
     let path = path(&call)?;
     let step = match call.params.int("step")? {
         Some(step) => u32::try_from(step).map_err(|_| Fault::field("step", "expected the index of a step, from 1"))?,

@@ -1,9 +1,9 @@
 //! Steps and their logs.
 
-use dbtcloud_core::ErrorKind;
 use dbtcloud_core::id::StepId;
 use dbtcloud_core::ports::LOG_READ_LIMIT_BYTES;
 use dbtcloud_core::run::{Run, RunStep};
+use dbtcloud_core::{Error, ErrorKind};
 use futures::TryStreamExt;
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use crate::call::{Answer, Call};
 use crate::wire::envelope;
 use crate::wire::fault::Fault;
 use crate::wire::step::{DEBUG_LINES, StepLogs, last_lines, view};
+use crate::wire::time::day;
 
 /// The most of one log that a run shows beside its steps; a step by itself shows more.
 const BESIDE_LIMIT_BYTES: u32 = LOG_READ_LIMIT_BYTES;
@@ -24,8 +25,25 @@ fn left_out(bytes: u64) -> String {
     format!("[{bytes} bytes before this are left out here]\n")
 }
 
+/// What stands in place of a log that retention let go.
+fn gone(run: &Run, step: &RunStep) -> Option<String> {
+    let at = run.logs_expired_at.filter(|_| step.log_bytes > 0)?;
+    Some(format!("[This log has expired: it was removed on {}.]\n", day(at)))
+}
+
+/// A log by what reading it gave. One whose files are gone while its run does not say so yet is about to expire.
+fn told(read: Result<String, Error>) -> Result<String, Fault> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            tracing::warn!(error = %error.chain(), "a log is not in the artifact store");
+            Ok("[This log is not in the artifact store any more.]\n".to_owned())
+        }
+        read => Ok(read?),
+    }
+}
+
 /// The end of a step's log, or all of it when it is short enough.
-async fn console_tail(call: &Call, step: &RunStep) -> Result<String, Fault> {
+async fn console_tail(call: &Call, step: &RunStep) -> Result<String, Error> {
     let page = call
         .plane()
         .step_log_tail(call.account, step, BESIDE_LIMIT_BYTES)
@@ -38,7 +56,7 @@ async fn console_tail(call: &Call, step: &RunStep) -> Result<String, Fault> {
     })
 }
 
-async fn console_whole(call: &Call, step: &RunStep) -> Result<String, Fault> {
+async fn console_whole(call: &Call, step: &RunStep) -> Result<String, Error> {
     if step.log_bytes > ALONE_LIMIT_BYTES {
         return console_tail(call, step).await;
     }
@@ -70,7 +88,10 @@ pub(crate) async fn of_run(call: &Call, run: &Run, debug_logs: bool) -> Result<V
     let mut views = Vec::new();
     for step in call.plane().runs().steps(call.account, run.id).await? {
         let mut logs = StepLogs {
-            console: console_tail(call, &step).await?,
+            console: match gone(run, &step) {
+                Some(gone) => gone,
+                None => told(console_tail(call, &step).await)?,
+            },
             ..StepLogs::default()
         };
         if debug_logs {
@@ -99,7 +120,10 @@ pub(crate) async fn get(call: Call) -> Answer {
     )
     .await?;
     let logs = StepLogs {
-        console: console_whole(&call, &step).await?,
+        console: match gone(&run, &step) {
+            Some(gone) => gone,
+            None => told(console_whole(&call, &step).await)?,
+        },
         debug_tail: debug_log
             .as_deref()
             .map(|text| last_lines(text, DEBUG_LINES).to_owned()),

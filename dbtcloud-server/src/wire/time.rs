@@ -15,6 +15,11 @@ pub(crate) fn spaced(at: Timestamp) -> String {
     formatted(at, "%Y-%m-%d %H:%M:%S%.6f+00:00")
 }
 
+/// The day alone, for people.
+pub(crate) fn day(at: Timestamp) -> String {
+    formatted(at, "%Y-%m-%d")
+}
+
 fn formatted(at: Timestamp, format: &str) -> String {
     at.to_chrono()
         .map_or_else(|| at.to_string(), |at| at.format(format).to_string())

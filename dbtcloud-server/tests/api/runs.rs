@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use dbtcloud_core::id::{AccountId, RunId};
+use dbtcloud_core::ports::{Artifacts, Clock, History, RunPart};
 use dbtcloud_core::run::StepStatus;
 use dbtcloud_runtime::scheduler::Scheduler;
 use serde_json::{Value, json};
@@ -297,4 +299,38 @@ async fn lists_of_runs_are_filtered_and_ordered() {
         runs
     );
     assert_eq!(ids("job_definition_id=999").await, [] as [i64; 0]);
+}
+
+/// What retention let go says so, and is no fault of the server's.
+#[tokio::test]
+async fn what_has_expired_says_so() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let run = id(&trigger(&world, made.job, json!({"steps_override": ["dbt build"]})).await);
+    world.whole_run(run, StepStatus::Success).await;
+    let account = AccountId::new(world.account);
+    let path = format!("/api/v2/accounts/{{a}}/runs/{run}/");
+    let whole = world.get(&format!("{path}?include_related=run_steps")).await;
+    assert_eq!(whole["run_steps"][3]["logs"], "log of step 4\n");
+    for part in [RunPart::Logs, RunPart::Artifacts] {
+        world.artifacts.remove(account, RunId::new(run), None).await.unwrap();
+        let now = world.clock.now();
+        world.storage.expire(account, RunId::new(run), part, now).await.unwrap();
+    }
+    let seen = world.get(&format!("{path}?include_related=run_steps")).await;
+    for step in seen["run_steps"].as_array().unwrap() {
+        let log = step["logs"].as_str().unwrap();
+        assert!(log.starts_with("[This log has expired: it was removed on 20"), "{log}");
+        let alone = world
+            .get(&format!("/api/v2/accounts/{{a}}/steps/{}/", step["id"]))
+            .await;
+        assert_eq!(alone["logs"], step["logs"]);
+    }
+    assert_eq!(seen["artifacts_saved"], json!(false));
+    let file = world
+        .ask("GET", &format!("{path}artifacts/run_results.json"), None)
+        .await;
+    let said = file.refused(404);
+    assert!(said.contains("have expired: they were removed on 20"), "{said}");
+    assert_eq!(world.get(&format!("{path}artifacts/")).await, json!([]));
 }

@@ -3,4 +3,7 @@
 
 mod chores;
 mod flush;
+mod orphans;
+mod process;
+mod retention;
 mod stage;

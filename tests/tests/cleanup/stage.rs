@@ -7,12 +7,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dbtcloud_contract::faults::{Faults, FaultyArtifacts, FaultyExecutor, FaultyStorage, Moment, Rates, Scene};
-use dbtcloud_contract::memory::{ManualClock, MemoryArtifacts, MemoryStorage, ScriptedExecutor};
+use dbtcloud_contract::memory::{ManualClock, MemoryArtifacts, MemoryStorage, ScriptedExecutor, TemporaryVolume};
 use dbtcloud_contract::suite::Stores;
 use dbtcloud_core::Timestamp;
+use dbtcloud_core::account::Account;
+use dbtcloud_core::catalog::CatalogExt;
 use dbtcloud_core::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId};
 use dbtcloud_core::job::JobType;
-use dbtcloud_core::ports::{Batch, Clock, Fence, Holder, LogChunk, Owner, RunPatch, Storage};
+use dbtcloud_core::ports::{
+    Area, ArtifactKey, Artifacts, Batch, Clock, Fence, Holder, LogChunk, Owner, RunPatch, Storage,
+};
+use dbtcloud_core::retention::{Days, OwnRetention, Retention};
 use dbtcloud_core::run::{
     Admission, CauseCategory, NewRun, Run, RunEvent, RunSpec, StepKind, StepState, StepStatus, Trigger,
 };
@@ -23,6 +28,13 @@ use tokio::sync::Notify;
 
 /// When a story begins.
 pub const BEGIN: Timestamp = Timestamp::from_micros(1_700_000_000_000_000);
+/// What the installation says: each kind goes at another time.
+pub const RETENTION: Retention = Retention {
+    runs: days(100),
+    logs: days(50),
+    artifacts: days(20),
+    sessions: days(10),
+};
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Notes which calls are made, and lets the caller die in one of them.
@@ -70,6 +82,7 @@ pub struct Stage {
     pub stores: Stores,
     pub artifacts: MemoryArtifacts,
     pub executor: ScriptedExecutor,
+    pub volumes: TemporaryVolume,
     pub clock: ManualClock,
     /// What goes wrong with the artifact store.
     pub outage: Arc<Faults>,
@@ -98,13 +111,14 @@ impl Stage {
         let storage = Arc::new(storage);
         let (artifacts, clock) = (MemoryArtifacts::new(), ManualClock::at(BEGIN));
         let executor = ScriptedExecutor::new(clock.clone());
-        let work = tempfile::tempdir().unwrap();
+        let (work, volumes) = (tempfile::tempdir().unwrap(), TemporaryVolume::new());
         let heard = Arc::new(Heard::default());
         let faults = || Arc::new(Faults::new(seed, Rates::CALM).in_scene(heard.clone()));
         let outage = faults();
         let mut launch = AgentLaunch::local(vec!["agent".to_owned()], Path::new("/nowhere"), []);
         launch.work_dir = work.path().to_owned();
         let mut config = Config::new("stage", launch);
+        config.retention = RETENTION;
         change(&mut config);
         let eye = ControlPlane::builder(
             FaultyStorage::new(storage.clone(), Arc::new(Faults::new(seed, Rates::CALM))),
@@ -120,12 +134,14 @@ impl Stage {
             config,
         )
         .artifacts(FaultyArtifacts::new(Arc::new(artifacts.clone()), outage.clone()))
+        .volume(volumes.clone())
         .clock(clock.clone())
         .build();
         Self {
             stores: Stores::of(storage),
             artifacts,
             executor,
+            volumes,
             clock,
             outage,
             heard,
@@ -150,6 +166,46 @@ impl Stage {
         batch.event = Some(RunEvent::Succeeded);
         self.stores.runs.report(&fence(run.id), &batch).await.unwrap();
         self.stores.runs.get(run.new.account, run.id).await.unwrap()
+    }
+
+    /// Puts a file of a run into the store, past every fault.
+    pub async fn keep(&self, account: i64, run: RunId, area: Area, path: &str) {
+        let key = ArtifactKey {
+            account: AccountId::new(account),
+            run,
+            area,
+            path: path.parse().unwrap(),
+        };
+        let bytes = Bytes::from_static(b"12345");
+        let stream = futures::stream::iter([Ok(bytes)]);
+        self.artifacts.put(&key, Box::pin(stream)).await.unwrap();
+    }
+
+    /// The files of a run, by their paths.
+    pub async fn files(&self, run: &Run) -> Vec<String> {
+        let files = self.artifacts.list(run.new.account, run.id, None).await.unwrap();
+        files.iter().map(|file| file.path.as_str().to_owned()).collect()
+    }
+
+    /// A run that ended now, with its log moved and files of every kind.
+    pub async fn full(&self, account: i64) -> Run {
+        let run = self.ended(account, b"a line\nanother\n").await;
+        self.sweep(&["flush_logs"], Mode::Act).await;
+        self.keep(account, run.id, Area::Step(1), "manifest.json").await;
+        self.keep(account, run.id, Area::Step(2), "manifest.json").await;
+        self.keep(account, run.id, Area::Logs, "step-1.debug.log").await;
+        run
+    }
+
+    /// An account that says this.
+    pub async fn account(&self, name: &str, own: OwnRetention) -> i64 {
+        let body = Account {
+            retention: own,
+            ..Account::new(name)
+        };
+        let account = AccountId::new(0);
+        let record = self.stores.catalog.create(account, &body, self.clock.now()).await;
+        record.unwrap().id.get()
     }
 
     /// A run that executes, with one step and this log so far; and its last report.
@@ -225,12 +281,21 @@ pub async fn whole_log(plane: &ControlPlane, stores: &Stores, run: &Run) -> dbtc
     Ok(whole)
 }
 
+/// So many days.
+pub const fn days(days: u32) -> Days {
+    match Days::new(days) {
+        Some(days) => days,
+        None => panic!("too many days"),
+    }
+}
+
 /// The fence of a run's first agent.
 pub const fn fence(run: RunId) -> Fence {
     Fence::issue(run, Holder::Agent { attempt: 1 })
 }
 
-fn step(status: StepStatus, at: Timestamp) -> StepState {
+/// The state of a run's one step.
+pub fn step(status: StepStatus, at: Timestamp) -> StepState {
     StepState {
         index: 1,
         name: "Invoke dbt with `dbt build`".to_owned(),

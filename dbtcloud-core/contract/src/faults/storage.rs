@@ -288,18 +288,18 @@ impl Dispatches for FaultyStorage {
             .await
     }
 
-    async fn old_dispatches(&self, before: Timestamp) -> Result<u64> {
-        self.faults
-            .strike("dispatches.old_dispatches", true, || {
-                self.stores.dispatches.old_dispatches(before)
-            })
-            .await
-    }
-
     async fn forget_dispatches(&self, before: Timestamp, limit: u32) -> Result<u64> {
         self.faults
             .strike("dispatches.forget_dispatches", true, || {
                 self.stores.dispatches.forget_dispatches(before, limit)
+            })
+            .await
+    }
+
+    async fn old_dispatches(&self, before: Timestamp) -> Result<u64> {
+        self.faults
+            .strike("dispatches.old_dispatches", true, || {
+                self.stores.dispatches.old_dispatches(before)
             })
             .await
     }
