@@ -1,4 +1,4 @@
-//! Notifications: which people are told how runs ended, and by what way.
+//! Notifications: which people are to be told how runs ended, and by what way.
 
 use serde::{Deserialize, Serialize};
 

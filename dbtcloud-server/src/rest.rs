@@ -8,6 +8,7 @@ mod audit;
 mod connections;
 mod environments;
 mod jobs;
+mod notifications;
 mod projects;
 mod resource;
 mod runs;
@@ -24,6 +25,7 @@ use dbtcloud_core::account::User;
 use dbtcloud_core::connection::{Connection, Credentials, ExtendedAttributes};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::job::Job;
+use dbtcloud_core::notification::Notification;
 use dbtcloud_core::project::{Project, Repository};
 use dbtcloud_core::variable::Variable;
 
@@ -68,6 +70,9 @@ fn v2() -> Router<App> {
         .route(&at("/environments/{id}"), single::<Environment>())
         .route(&at("/repositories"), many::<Repository>())
         .route(&at("/repositories/{id}"), single::<Repository>())
+        .route("/api/v2/notifications/unsubscribe", post(notifications::unsubscribe))
+        .route(&at("/notifications"), many::<Notification>())
+        .route(&at("/notifications/{id}"), single::<Notification>())
         .route(&at("/jobs"), many::<Job>())
         .route(&at("/jobs/{id}"), single::<Job>())
         .route(&at("/jobs/{id}/run"), post(jobs::run))

@@ -23,6 +23,7 @@ pub(crate) mod environment;
 pub(crate) mod extras;
 pub(crate) mod fault;
 pub(crate) mod job;
+pub(crate) mod notification;
 pub(crate) mod project;
 pub(crate) mod query;
 pub(crate) mod run;

@@ -24,6 +24,8 @@ mod golden;
 mod live;
 #[path = "api/mounting.rs"]
 mod mounting;
+#[path = "api/notifications.rs"]
+mod notifications;
 #[path = "api/runs.rs"]
 mod runs;
 #[path = "api/variables.rs"]

@@ -108,7 +108,7 @@ fn query<T: Resource>(call: &Call) -> Result<Query, Fault> {
     }
     match (T::KIND, projects) {
         // Connections, users and accounts have no project to be narrowed by.
-        (_, None) | (Kind::Connection | Kind::User | Kind::Account | Kind::Token, _) => {}
+        (_, None) | (Kind::Connection | Kind::Notification | Kind::User | Kind::Account | Kind::Token, _) => {}
         (Kind::Project, Some(projects)) => {
             let narrowed = |ids: Vec<i64>| ids.into_iter().filter(|id| projects.contains(id)).collect();
             query.ids = Some(query.ids.map_or(projects.clone(), narrowed));
