@@ -329,7 +329,8 @@ impl Stage {
             // What is still to be told of a run can begin another one, and so can a hand that is due.
             let open = self
                 .ask(&format!(
-                    "SELECT 'run ' || run_id FROM run_queue UNION ALL SELECT 'to be told of ' || run_id FROM outbox \
+                    "SELECT 'run ' || run_id FROM run_queue UNION ALL SELECT consumer || ' to be told of ' || run_id || \
+                       ', ' || tries || ' tries, ' || due_at FROM outbox \
                      UNION ALL SELECT 'to be sent of ' || run_id || ', ' || tries || ' tries: ' || coalesce(error, '') \
                        FROM dispatches WHERE state = 'waiting' \
                      UNION ALL SELECT 'hand of ' || job_id FROM schedules WHERE next_at <= {}",
