@@ -11,9 +11,9 @@ use dbtcloud_contract::memory::Mutation;
 use story::{Setup, Story, play};
 
 /// Seeds of one of the tests below, and how many there are of them. Each is a storm of minutes.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 450;
 /// Seeds in which a broken rule must be found.
-const FIND_WITHIN: u64 = 400;
+const FIND_WITHIN: u64 = 1_000;
 
 /// The seed that somebody wants to see again.
 fn wanted() -> Option<u64> {
@@ -112,6 +112,7 @@ noticed! {
     without_the_fence_it_fails IgnoreFence,
     without_the_key_of_instants_it_fails ForgetInstants,
     without_the_key_of_slots_it_fails IgnoreSlots,
+    without_the_key_of_a_job_it_fails IgnoreExclusive,
     without_the_number_of_a_report_it_fails AcceptTwice,
     without_the_state_that_a_change_is_from_it_fails IgnoreFrom,
     without_the_journal_it_fails KeepSilent,

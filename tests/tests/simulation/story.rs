@@ -9,8 +9,8 @@ use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt as _, Record};
 use dbtcloud_core::id::AccountId;
 use dbtcloud_core::job::{CompletionTrigger, Job};
-use dbtcloud_core::ports::{Consumer, Executor as _, Logs as _, Outbox as _, Schedules as _};
-use dbtcloud_core::run::{CauseCategory, Outcome, Trigger};
+use dbtcloud_core::ports::{Consumer, Executor as _, Logs as _, Outbox as _, Runs as _, Schedules as _};
+use dbtcloud_core::run::{CauseCategory, Outcome, Request, Trigger};
 use dbtcloud_core::schedule::Schedule;
 use dbtcloud_runtime::{Blueprint, ControlPlane};
 
@@ -19,8 +19,10 @@ use crate::world::{CAPACITY, START, Weather, World};
 
 /// Schedulers of a world.
 const SCHEDULERS: usize = 3;
-/// How long a storm lasts.
-const STORM: Duration = Duration::from_secs(90);
+/// How long there is more to do all the time.
+const ASKING: Duration = Duration::from_secs(40);
+/// How long a storm lasts: most of what is to be done is done in it.
+const STORM: Duration = Duration::from_secs(75);
 /// How long it may take afterwards until everything is settled: beyond the longest time-out of anything.
 const SETTLE: Duration = Duration::from_secs(1_800);
 /// Jobs of the large account in a crowd.
@@ -146,8 +148,8 @@ fn populate(world: &Arc<World>) {
 /// Somebody who sets runs off and stops some of them.
 async fn people(world: Arc<World>, account: AccountId, jobs: Vec<Record<Job>>) {
     let sim = world.sim.clone();
-    while world.weather().crash > 0 {
-        sim.sleep(sim.span(200, 8_000)).await;
+    while sim.now() < ASKING {
+        sim.sleep(sim.span(200, 14_000)).await;
         let job = jobs[usize::try_from(sim.draw(jobs.len() as u64)).unwrap_or(0)].id;
         let trigger = Trigger::new(CauseCategory::Api, "somebody");
         let asked = world
@@ -166,6 +168,35 @@ async fn people(world: Arc<World>, account: AccountId, jobs: Vec<Record<Job>>) {
     }
 }
 
+/// Somebody who queues runs of one job in pairs, the second of which is due before the first: so a scheduler may have
+/// chosen the one when another takes the other. They need no slot, or its key alone would keep them apart.
+async fn pairs(world: Arc<World>, eye: ControlPlane, job: Record<Job>) {
+    let sim = world.sim.clone();
+    let account = eye.catalog().fetch::<Account>(job.account, job.account).await.unwrap();
+    let environment = eye.catalog().fetch(job.account, job.body.environment).await.unwrap();
+    let trigger = Trigger::new(CauseCategory::Api, "somebody");
+    let mut due_at = START;
+    while sim.now() < ASKING {
+        sim.sleep(sim.span(4_000, 20_000)).await;
+        for _ in 0..2 {
+            due_at = due_at.minus(Duration::from_secs(1));
+            let request = Request {
+                account: &account,
+                job: &job,
+                environment: &environment,
+                trigger: &trigger,
+                scheduled_for: None,
+                retry_of: None,
+                due_at,
+            };
+            let mut new = request.compose().unwrap();
+            new.takes_slot = false;
+            world.storage.enqueue(&new, crate::agent::now(&world)).await.unwrap();
+            sim.sleep(sim.span(0, 600)).await;
+        }
+    }
+}
+
 async fn direct_storm(world: &Arc<World>) -> usize {
     let (sim, eye) = (world.sim.clone(), world.eye());
     let large = install(&eye, world, "large", 2).await;
@@ -177,19 +208,22 @@ async fn direct_storm(world: &Arc<World>) -> usize {
         add_job(&eye, &large, Some("*/2 * * * *"), None).await,
         add_job(&eye, &small, Some("* * * * *"), None).await,
     ];
+    let paired = add_job(&eye, &large, None, None).await;
     world.set_weather(Weather::STORM);
     populate(world);
-    let own = vec![large.clone(), minutely.clone(), minutely.clone(), minutely, chained];
+    sim.spawn(pairs(world.clone(), eye.clone(), paired));
+    let own = vec![large.clone(), minutely.clone(), minutely, chained];
     sim.spawn(people(world.clone(), large.account, own));
     sim.spawn(people(world.clone(), small.account, vec![small.clone()]));
-    sim.sleep(STORM).await;
-    sim.tell("the storm is over");
-    world.set_weather(Weather::CALM);
+    sim.sleep(ASKING).await;
     for job in scheduled {
         let mut job = eye.catalog().fetch::<Job>(job.account, job.id).await.unwrap();
         job.body.triggers.schedule = false;
         eye.save_job(&Actor::System, &job).await.unwrap();
     }
+    sim.sleep(STORM - ASKING).await;
+    sim.tell("the storm is over");
+    world.set_weather(Weather::CALM);
     settle(world, &eye).await
 }
 

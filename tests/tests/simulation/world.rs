@@ -21,8 +21,8 @@ use crate::agent;
 use crate::engine::Sim;
 use crate::oracle::Oracle;
 
-/// Midnight of a day without anything special.
-pub const START: Timestamp = Timestamp::from_micros(1_774_742_400_000_000);
+/// Ten seconds before a full minute of a day without anything special.
+pub const START: Timestamp = Timestamp::from_micros(1_774_742_450_000_000);
 /// Runs that one scheduler drives at one time.
 pub const CAPACITY: usize = 3;
 /// How often a bell rings.
