@@ -16,6 +16,7 @@ use dbtcloud_core::ports::{Addressee, Bell, Channel, DispatchState, Dispatched, 
 use dbtcloud_core::{Result, failpoint};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::ControlPlane;
@@ -50,7 +51,9 @@ pub(crate) enum Carried {
 /// Carries the dispatches of one way out until `shutdown`.
 pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &CancellationToken) {
     let mut bell = plane.bell(Bell::Outbox);
-    let mut flying = FuturesUnordered::new();
+    // Tasks, since each goes on while this loop waits for storage: one that held its only connection and was not polled
+    // would keep everybody waiting.
+    let mut flying = JoinSet::new();
     let mut busy = BTreeMap::<Addressee, u32>::new();
     while !shutdown.is_cancelled() {
         bell.mark_unchanged();
@@ -61,8 +64,9 @@ pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &Cance
                 for dispatched in taken {
                     let to = dispatched.dispatch.id.to;
                     *busy.entry(to).or_default() += 1;
-                    flying.push(async move {
-                        carry(plane, &dispatched).await;
+                    let plane = plane.clone();
+                    flying.spawn(async move {
+                        carry(&plane, &dispatched).await;
                         to
                     });
                 }
@@ -74,7 +78,7 @@ pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &Cance
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
-            Some(to) = flying.next() => {
+            Some(Ok(to)) = flying.join_next() => {
                 let left = busy.entry(to).or_default();
                 *left = left.saturating_sub(1);
                 busy.retain(|_, left| *left > 0);
@@ -83,7 +87,7 @@ pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &Cance
             () = plane.clock().sleep(pause) => {}
         }
     }
-    let rest = async { while flying.next().await.is_some() {} };
+    let rest = async { while flying.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(DRAIN_LIMIT, rest).await;
 }
 
