@@ -15,6 +15,8 @@ use crate::time::Timestamp;
 pub const DEFAULT_RUN_DAYS: u32 = 365;
 /// How long develop sessions that have ended are kept where nobody says otherwise, in days.
 pub const DEFAULT_SESSION_DAYS: u32 = 30;
+/// How long the audit log is kept where nobody says otherwise, in days.
+pub const DEFAULT_AUDIT_DAYS: u32 = 365;
 /// The most days that can be said, a hundred years; more is [`Days::FOREVER`].
 pub const DAYS_LIMIT: u32 = 36_500;
 
@@ -83,11 +85,13 @@ pub enum Kept {
     Artifacts,
     /// Develop sessions that have ended.
     Sessions,
+    /// Entries of the audit log.
+    Audit,
 }
 
 impl Kept {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Runs, Self::Logs, Self::Artifacts, Self::Sessions];
+    pub const ALL: [Self; 5] = [Self::Runs, Self::Logs, Self::Artifacts, Self::Sessions, Self::Audit];
 
     /// Its name in settings.
     pub const fn name(self) -> &'static str {
@@ -96,6 +100,7 @@ impl Kept {
             Self::Logs => "logs",
             Self::Artifacts => "artifacts",
             Self::Sessions => "sessions",
+            Self::Audit => "audit",
         }
     }
 }
@@ -123,6 +128,8 @@ pub struct Retention {
     pub artifacts: Days,
     /// See [`Kept::Sessions`].
     pub sessions: Days,
+    /// See [`Kept::Audit`].
+    pub audit: Days,
 }
 
 impl Default for Retention {
@@ -132,6 +139,7 @@ impl Default for Retention {
             logs: Days(DEFAULT_RUN_DAYS),
             artifacts: Days(DEFAULT_RUN_DAYS),
             sessions: Days(DEFAULT_SESSION_DAYS),
+            audit: Days(DEFAULT_AUDIT_DAYS),
         }
     }
 }
@@ -144,6 +152,7 @@ impl Retention {
             Kept::Logs => self.logs,
             Kept::Artifacts => self.artifacts,
             Kept::Sessions => self.sessions,
+            Kept::Audit => self.audit,
         }
     }
 
@@ -166,6 +175,7 @@ impl Retention {
             logs: own.logs.unwrap_or(self.logs),
             artifacts: own.artifacts.unwrap_or(self.artifacts),
             sessions: own.sessions.unwrap_or(self.sessions),
+            audit: own.audit.unwrap_or(self.audit),
         }
     }
 }
@@ -182,6 +192,8 @@ pub struct OwnRetention {
     pub artifacts: Option<Days>,
     /// See [`Kept::Sessions`].
     pub sessions: Option<Days>,
+    /// See [`Kept::Audit`].
+    pub audit: Option<Days>,
 }
 
 impl OwnRetention {
@@ -192,6 +204,7 @@ impl OwnRetention {
             Kept::Logs => self.logs,
             Kept::Artifacts => self.artifacts,
             Kept::Sessions => self.sessions,
+            Kept::Audit => self.audit,
         }
     }
 
@@ -202,6 +215,7 @@ impl OwnRetention {
             Kept::Logs => self.logs = days,
             Kept::Artifacts => self.artifacts = days,
             Kept::Sessions => self.sessions = days,
+            Kept::Audit => self.audit = days,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! between leaves nothing that nobody knows.
 
 mod expire_artifacts;
+mod expire_audit;
 mod expire_logs;
 mod expire_runs;
 mod expire_sessions;
@@ -123,6 +124,7 @@ pub fn chores() -> Vec<Box<dyn Chore>> {
         Box::new(expire_logs::ExpireLogs),
         Box::new(expire_artifacts::ExpireArtifacts),
         Box::new(expire_sessions::ExpireSessions::default()),
+        Box::new(expire_audit::ExpireAudit),
         Box::new(flush_logs::FlushLogs::default()),
         Box::new(remove_objects::RemoveObjects),
         Box::new(remove_volumes::RemoveVolumes),

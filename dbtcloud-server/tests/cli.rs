@@ -303,7 +303,7 @@ fn an_account_says_how_long_it_keeps_things() {
     assert_eq!(
         text(&everybody.stdout),
         "runs: 365 days (the installation)\nlogs: 90 days (the installation)\n\
-         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\n"
+         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\naudit: 365 days (the installation)\n"
     );
     let said = retention(&["--account", "1", "--set", "runs=0", "--set", "sessions=1"]);
     assert!(said.status.success(), "{}", text(&said.stderr));
@@ -311,7 +311,7 @@ fn an_account_says_how_long_it_keeps_things() {
     assert_eq!(
         text(&again.stdout),
         "runs: for ever (the account)\nlogs: 365 days (the installation)\n\
-         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\n"
+         artifacts: 365 days (the installation)\nsessions: 30 days (the installation)\naudit: 365 days (the installation)\n"
     );
     assert_eq!(text(&retention(&["--account", "1"]).stdout), text(&again.stdout));
     for (arguments, said) in [

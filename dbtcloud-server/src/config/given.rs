@@ -111,13 +111,16 @@ pub struct Given {
     /// Days that develop sessions that have ended are kept, 0 for ever; accounts may say otherwise [default: 30]
     #[arg(long, env = "DBTCLOUD_RETAIN_SESSIONS_DAYS", value_name = "DAYS")]
     pub retain_sessions_days: Option<String>,
+    /// Days that entries of the audit log are kept, 0 for ever; accounts may say otherwise [default: 365]
+    #[arg(long, env = "DBTCLOUD_RETAIN_AUDIT_DAYS", value_name = "DAYS")]
+    pub retain_audit_days: Option<String>,
     /// Brings the database's schema up to date at the start; embedded databases always are
     #[arg(long, env = "DBTCLOUD_MIGRATE")]
     pub migrate: bool,
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 33] = [
+pub const KEYS: [&str; 34] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -142,6 +145,7 @@ pub const KEYS: [&str; 33] = [
     "otlp_endpoint",
     "public_url",
     "retain_artifacts_days",
+    "retain_audit_days",
     "retain_logs_days",
     "retain_runs_days",
     "retain_sessions_days",
@@ -155,7 +159,7 @@ pub const KEYS: [&str; 33] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 30] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 31] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -190,6 +194,7 @@ impl Given {
             ("retain_logs_days", &self.retain_logs_days),
             ("retain_artifacts_days", &self.retain_artifacts_days),
             ("retain_sessions_days", &self.retain_sessions_days),
+            ("retain_audit_days", &self.retain_audit_days),
         ]
     }
 

@@ -247,6 +247,7 @@ impl Reader {
             logs: self.days("retain_logs_days", default.logs),
             artifacts: self.days("retain_artifacts_days", default.artifacts),
             sessions: self.days("retain_sessions_days", default.sessions),
+            audit: self.days("retain_audit_days", default.audit),
         }
     }
 

@@ -138,10 +138,10 @@ fn the_database_is_used_within_bounds() {
 fn retention_is_said_in_days() {
     let days = |settings: &Settings| Kept::ALL.map(|kept| settings.retention.days(kept).get());
     let settings = resolve(&Given::default(), None).unwrap();
-    assert_eq!(days(&settings), [365, 365, 365, 30]);
+    assert_eq!(days(&settings), [365, 365, 365, 30, 365]);
     let file = "retain_runs_days = 0\nretain_logs_days = 90";
     let settings = resolve(&Given::default(), Some(file)).unwrap();
-    assert_eq!(days(&settings), [0, 90, 365, 30]);
+    assert_eq!(days(&settings), [0, 90, 365, 30, 365]);
     assert_eq!(resolve(&Given::default(), Some(&settings.show())).unwrap(), settings);
     for wrong in ["-1", "36501", "\"a year\"", "1.5"] {
         let file = format!("retain_artifacts_days = {wrong}");

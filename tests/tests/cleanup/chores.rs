@@ -20,10 +20,11 @@ use crate::orphans;
 use crate::stage::{BEGIN, DAY, Stage};
 
 /// Calls that change nothing. What a dry run calls is in this list.
-const READS: [&str; 18] = [
+const READS: [&str; 19] = [
     "artifacts.list",
     "artifacts.runs",
     "artifacts.stat",
+    "audit.entries",
     "catalog.get",
     "catalog.scan",
     "dispatches.old_dispatches",
@@ -163,7 +164,8 @@ async fn a_dry_run_tells_what_is_done_then_and_changes_nothing() {
     assert_eq!(changing, [""; 0], "calls of a dry run that change something");
     assert!(std::fs::read_dir(stage.work.path()).unwrap().next().is_some());
     for (chore, count) in &told {
-        assert_eq!(*count > 0, *chore != "make_months", "{chore}: {count}");
+        let idle = ["make_months", "expire_audit"].contains(chore);
+        assert_eq!(*count > 0, !idle, "{chore}: {count}");
     }
     let first = done(&stage.sweep(&[], Mode::Act).await);
     assert_eq!(first, told);

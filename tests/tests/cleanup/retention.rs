@@ -2,12 +2,13 @@
 //! wherever it is interrupted.
 
 use dbtcloud_contract::faults::Moment;
-use dbtcloud_core::ErrorKind;
+use dbtcloud_core::audit::{Action, Actor, Entry, Subject};
 use dbtcloud_core::id::{AccountId, RunId};
 use dbtcloud_core::ports::{Artifacts, Clock, EndedFilter, NewSession, SessionChange, Storage};
 use dbtcloud_core::retention::{Days, OwnRetention};
 use dbtcloud_core::run::{Month, Run, RunEvent, StepStatus};
 use dbtcloud_core::session::{SessionEvent, SessionStatus};
+use dbtcloud_core::{ErrorKind, Page};
 use dbtcloud_runtime::cleanup::{self, Mode};
 use dbtcloud_sql::{Options, SqlStorage};
 use dbtcloud_tests::postgres;
@@ -253,4 +254,42 @@ async fn sessions_that_ended_are_forgotten_and_open_ones_are_not() {
         .unwrap();
     let left: Vec<_> = left.iter().map(|session| session.user.get()).collect();
     assert_eq!(left, [2, 3]);
+}
+
+#[tokio::test]
+async fn audit_entries_go_at_their_time_and_accounts_have_their_own() {
+    let stage = Stage::new();
+    let usual = stage.account("usual", OwnRetention::default()).await;
+    let own = OwnRetention {
+        audit: Some(Days::FOREVER),
+        ..OwnRetention::default()
+    };
+    let own = stage.account("own", own).await;
+    let audit = &stage.stores.audit;
+    let entry = async |account: i64| Entry {
+        account: AccountId::new(account),
+        at: stage.clock.now(),
+        by: Actor::Operator,
+        action: Action::Triggered,
+        subject: Subject::Run,
+        id: 1,
+        name: "a test".to_owned(),
+        project: None,
+    };
+    let left = async |account| {
+        let entries = audit.entries(AccountId::new(account), None, None, Page::default());
+        entries.await.unwrap().total
+    };
+    for account in [usual, usual, own] {
+        audit.note(&entry(account).await).await.unwrap();
+    }
+    stage.clock.advance(150 * DAY);
+    audit.note(&entry(usual).await).await.unwrap();
+    let before = (left(usual).await, left(own).await);
+    stage.clock.advance(51 * DAY);
+    let told = stage.sweep(&["expire_audit"], Mode::DryRun).await.remove(0).swept;
+    assert_eq!((left(usual).await, left(own).await), before);
+    let swept = stage.sweep(&["expire_audit"], Mode::Act).await.remove(0).swept;
+    assert_eq!((told.done, swept.done), (before.0 - 1, before.0 - 1));
+    assert_eq!((left(usual).await, left(own).await), (1, before.1));
 }

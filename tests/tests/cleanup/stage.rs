@@ -34,6 +34,7 @@ pub const RETENTION: Retention = Retention {
     logs: days(50),
     artifacts: days(20),
     sessions: days(10),
+    audit: days(200),
 };
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
