@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::App;
 use crate::auth::{Identity, Right, token_in};
+use crate::forwarded::Origin;
 use crate::wire::Api;
 use crate::wire::body::Fields;
 use crate::wire::fault::Fault;
@@ -106,9 +107,10 @@ fn base(app: &App, parts: &Parts) -> String {
         return url.trim_end_matches('/').to_owned();
     }
     // Whoever asks is told the name by which it asked.
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let legal = |host: &&str| host.chars().all(|c| c.is_ascii_alphanumeric() || ".:-_[]".contains(c));
-    format!("http://{}", host.filter(legal).unwrap_or("localhost"))
+    match parts.extensions.get::<Origin>() {
+        Some(origin) => origin.base(),
+        None => Origin::of(&parts.headers, &parts.extensions, &app.options.trusted_proxies).base(),
+    }
 }
 
 impl FromRequestParts<App> for Call {

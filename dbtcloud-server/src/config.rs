@@ -16,6 +16,8 @@ use dbtcloud_core::retention::Retention;
 use dbtcloud_runtime::dial::Reach;
 pub use given::{Given, KEYS};
 
+use crate::forwarded::Proxies;
+
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -109,6 +111,8 @@ pub struct Settings {
     pub roles: Vec<Role>,
     /// For links.
     pub public_url: Option<String>,
+    /// Whose word counts about where a request came from.
+    pub trusted_proxies: Proxies,
     /// How log lines look.
     pub log_format: LogFormat,
     /// What is logged.

@@ -20,6 +20,7 @@ use futures::FutureExt;
 use tower::ServiceExt;
 use tracing::Instrument;
 
+use crate::forwarded::Origin;
 use crate::wire::fault::Fault;
 use crate::{App, health, metrics, rest};
 
@@ -137,11 +138,15 @@ async fn observed(State(app): State<App>, mut request: Request, next: Next) -> R
     if let Some(context) = context {
         request.extensions_mut().insert(context);
     }
+    let origin = Origin::of(request.headers(), request.extensions(), &app.options.trusted_proxies);
+    let client = origin.client.map(tracing::field::display);
+    request.extensions_mut().insert(origin);
     let span = tracing::error_span!(
         "request",
         request_id = %id,
         method = %method,
         route = path,
+        client,
         account_id = tracing::field::Empty
     );
     let begun = app.plane.clock().now();

@@ -25,6 +25,7 @@ pub mod compose;
 pub mod config;
 #[cfg(feature = "cli")]
 pub mod demo;
+pub mod forwarded;
 pub mod health;
 #[cfg(feature = "cli")]
 pub mod retention;
@@ -51,6 +52,7 @@ use axum::Router;
 use dbtcloud_runtime::ControlPlane;
 
 use crate::auth::{Authenticator, SharedAuthenticator, TokenAuthenticator};
+use crate::forwarded::Proxies;
 use crate::metrics::HttpMetrics;
 
 /// Connections of a process to its database.
@@ -71,6 +73,9 @@ pub struct Options {
     /// Scheme, host and prefix under which people reach this server, for the links in its answers. Where it
     /// is absent, the host by which a request came is used.
     pub public_url: Option<String>,
+    /// Whose word counts about the host and the address that a request came from. Whoever mounts the router tells it the
+    /// addresses of connections as axum does: `into_make_service_with_connect_info::<SocketAddr>()`.
+    pub trusted_proxies: Proxies,
     /// The most bytes a request's body may have.
     pub body_limit_bytes: usize,
     /// The longest a request may take; live tails are not bounded by it.
@@ -93,6 +98,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             public_url: None,
+            trusted_proxies: Proxies::default(),
             body_limit_bytes: 2 * 1024 * 1024,
             request_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
@@ -108,6 +114,7 @@ impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("public_url", &self.public_url)
+            .field("trusted_proxies", &self.trusted_proxies)
             .field("body_limit_bytes", &self.body_limit_bytes)
             .field("request_timeout", &self.request_timeout)
             .field("keep_alive", &self.keep_alive)

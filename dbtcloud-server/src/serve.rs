@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use dbtcloud_runtime::dial::Dialer;
 use futures::FutureExt;
 use tokio::net::TcpListener;
@@ -12,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::compose::{self, Composed};
 use crate::config::{Role, Settings};
+use crate::forwarded::Peer;
 use crate::gateway::proxy::Gateway;
 use crate::tls::TlsListener;
 use crate::{Connections, Options};
@@ -57,6 +60,7 @@ pub async fn serve_on(
     let options = Options {
         draining: draining.clone(),
         public_url: settings.public_url.clone(),
+        trusted_proxies: settings.trusted_proxies.clone(),
         connections: Some(Arc::new(move || {
             let (idle, used) = storage.connections();
             Connections { idle, used }
@@ -112,6 +116,18 @@ pub async fn serve_on(
     served
 }
 
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self::new(stream.remote_addr(), false)
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self::new(stream.remote_addr(), true)
+    }
+}
+
 /// Serves both listeners. Asked to stop, it first says so and goes on for `drain`, so that whoever sends requests
 /// here turns elsewhere; then nothing is accepted any more and what is under way may finish.
 async fn until_stopped(
@@ -123,10 +139,11 @@ async fn until_stopped(
     drain: Duration,
 ) -> anyhow::Result<()> {
     let closing = CancellationToken::new();
-    let server = axum::serve(listener, router.clone()).with_graceful_shutdown(closing.clone().cancelled_owned());
+    let server = axum::serve(listener, router.clone().into_make_service_with_connect_info::<Peer>())
+        .with_graceful_shutdown(closing.clone().cancelled_owned());
     let secure = async {
         let Some(tls) = tls else { return Ok(()) };
-        axum::serve(tls, router)
+        axum::serve(tls, router.into_make_service_with_connect_info::<Peer>())
             .with_graceful_shutdown(closing.clone().cancelled_owned())
             .await
     };
@@ -171,6 +188,7 @@ pub async fn gateway(settings: &Settings, shutdown: Shutdown) -> anyhow::Result<
         &settings.app_urls,
         dialer,
         settings.agent_url.is_some(),
+        settings.trusted_proxies.clone(),
         compose::instance(),
         draining.clone(),
     );

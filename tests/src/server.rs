@@ -57,6 +57,14 @@ impl Server {
         gateway
     }
 
+    /// The same server with more arguments.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments
+            .extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        self
+    }
+
     fn at(installation: &Installation, role: &str, number: usize, url: &str) -> Self {
         let listen = url.trim_start_matches("http://");
         let arguments = ["--role", role, "--listen", listen, "--drain-seconds", "1"];

@@ -2,6 +2,7 @@
 //! while people ask, runs go on and somebody follows one of them. Nobody notices.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -248,4 +249,74 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
         server.stop().await;
         installation.check_log(&server.log);
     }
+}
+
+/// Asks for a run as the client of a proxy would. The start of the links in the answer.
+async fn link(server: &str, installation: &Installation, run: i64, name: &str) -> String {
+    let api = installation.api();
+    let url = api.url(&format!("v2/accounts/{{a}}/runs/{run}/"));
+    let url = url.replacen(&installation.url(), server, 1);
+    let answer = reqwest::Client::new()
+        .get(url)
+        .header("authorization", format!("Token {}", api.token()))
+        .header("x-forwarded-for", "203.0.113.9")
+        .header("x-forwarded-host", "dbt.example")
+        .header("x-forwarded-proto", "https")
+        .header("x-request-id", name);
+    let answer: Value = answer.send().await.unwrap().json().await.unwrap();
+    let href = answer["data"]["href"].as_str().unwrap_or_else(|| panic!("{answer:#}"));
+    href.split("/deploy/").next().unwrap().to_owned()
+}
+
+/// Who asked this, as the log has it.
+async fn client(log: &Path, name: &str) -> String {
+    until(LIMIT, || async {
+        let said = std::fs::read_to_string(log).unwrap();
+        let line = said
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .find(|line| line["request_id"] == name && line["target"] == "dbtcloud::access");
+        line.map(|line| line["client"].as_str().unwrap().to_owned()).ok_or(said)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_says_who_asks_and_believes_only_its_proxies() {
+    let mut installation = Installation::with(&["--log-format", "json"]);
+    fake::install(installation.path());
+    // The app believes its gateways, and one of these believes the proxy before it.
+    installation
+        .environment
+        .push(("DBTCLOUD_TRUSTED_PROXIES", "127.0.0.0/8".to_owned()));
+    installation.start().await;
+    installation.environment.clear();
+    let app = installation.url();
+    let gateway = |number| Server::new(&installation, "gateway", number).with(&["--app-url", &app]);
+    let mut gateways = [gateway(0), gateway(1).with(&["--trusted-proxies", "127.0.0.1, ::1"])];
+    for gateway in &mut gateways {
+        gateway.spawn(&installation);
+        gateway.ready().await;
+    }
+    let repository = fake::repository(&installation.path().join("origin"));
+    let job = installation.job(&repository, &["dbt build"]).await;
+    let api = installation.api();
+    let run = api.trigger(job).await;
+    api.ended(run, LIMIT).await;
+
+    let [deaf, hearing] = &gateways;
+    for (gateway, name, said, asked) in [
+        (deaf, "deaf", deaf.url.as_str(), "127.0.0.1"),
+        (hearing, "hearing", "https://dbt.example", "203.0.113.9"),
+    ] {
+        assert_eq!(link(&gateway.url, &installation, run, name).await, said);
+        assert_eq!(client(&installation.log(), name).await, asked, "{name}");
+        assert_eq!(client(&gateway.log, name).await, asked, "{name}");
+    }
+    for gateway in &mut gateways {
+        gateway.stop().await;
+        installation.check_log(&gateway.log);
+    }
+    installation.stop().await;
+    installation.check_log(&installation.log());
 }

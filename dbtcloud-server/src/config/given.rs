@@ -57,6 +57,9 @@ pub struct Given {
     /// Scheme and host under which people reach this server, for links
     #[arg(long, env = "DBTCLOUD_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
+    /// Networks of the proxies that may say where a request came from (X-Forwarded-*), 10.0.0.0/8,… [default: none]
+    #[arg(long, env = "DBTCLOUD_TRUSTED_PROXIES", value_name = "NETWORKS")]
+    pub trusted_proxies: Option<String>,
     /// text or json [default: text]
     #[arg(long, env = "DBTCLOUD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -120,7 +123,7 @@ pub struct Given {
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 34] = [
+pub const KEYS: [&str; 35] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -154,12 +157,13 @@ pub const KEYS: [&str; 34] = [
     "tls_cert",
     "tls_key",
     "tls_listen",
+    "trusted_proxies",
     "webhook_targets",
 ];
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 31] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 32] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -177,6 +181,7 @@ impl Given {
             ("database_lock_timeout_seconds", &self.database_lock_timeout_seconds),
             ("artifacts_url", &self.artifacts_url),
             ("public_url", &self.public_url),
+            ("trusted_proxies", &self.trusted_proxies),
             ("log_format", &self.log_format),
             ("log", &self.log),
             ("key_file", &self.key_file),

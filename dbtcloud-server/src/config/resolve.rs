@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use dbtcloud_core::retention::{DAYS_LIMIT, Days, Retention};
 use dbtcloud_runtime::dial::Reach;
 
+use crate::forwarded::{NoNetwork, Proxies};
+
 use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
 
 #[derive(Default)]
@@ -144,6 +146,14 @@ impl Reader {
         urls
     }
 
+    fn trusted_proxies(&mut self) -> Proxies {
+        let parsed = self.text("trusted_proxies").unwrap_or_default().parse();
+        parsed.unwrap_or_else(|error: NoNetwork| {
+            self.problem("trusted_proxies", error.to_string());
+            Proxies::default()
+        })
+    }
+
     fn tls(&mut self, base: &Path) -> Option<Tls> {
         const ALL: [&str; 3] = ["tls_listen", "tls_cert", "tls_key"];
         let missing: Vec<_> = ALL.into_iter().filter(|key| self.text(key).is_none()).collect();
@@ -272,6 +282,7 @@ impl Reader {
             self.problem("artifacts_url", what);
         }
         let public_url = self.url("public_url", &["http", "https"]);
+        let trusted_proxies = self.trusted_proxies();
         let log_format = match self.text("log_format").as_deref() {
             None | Some("text") => LogFormat::Text,
             Some("json") => LogFormat::Json,
@@ -315,6 +326,7 @@ impl Reader {
             artifacts_url,
             roles,
             public_url,
+            trusted_proxies,
             log_format,
             log,
             key_file,

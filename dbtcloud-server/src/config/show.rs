@@ -69,6 +69,8 @@ impl Settings {
         }
         let apps = self.app_urls.iter().map(|url| toml::Value::from(redact(url))).collect();
         table.insert("app_url".to_owned(), toml::Value::Array(apps));
+        let proxies = self.trusted_proxies.networks().map(toml::Value::from).collect();
+        table.insert("trusted_proxies".to_owned(), toml::Value::Array(proxies));
         table.insert("drain_seconds".to_owned(), number(self.drain_seconds));
         table.insert("grace_seconds".to_owned(), number(self.grace_seconds));
         for kept in Kept::ALL {

@@ -61,6 +61,24 @@ fn every_problem_is_told_and_names_its_key() {
 }
 
 #[test]
+fn nobody_is_trusted_about_addresses_unless_it_is_said() {
+    let settings = resolve(&Given::default(), None).unwrap();
+    assert_eq!(settings.trusted_proxies.networks().count(), 0);
+    let file = "trusted_proxies = [\"10.0.0.0/8\", \"fd00::/8\", \"192.0.2.1\"]";
+    let settings = resolve(&Given::default(), Some(file)).unwrap();
+    let networks: Vec<_> = settings.trusted_proxies.networks().collect();
+    assert_eq!(networks, ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]);
+    assert_eq!(resolve(&Given::default(), Some(&settings.show())).unwrap(), settings);
+    for wrong in ["10.0.0.0/33", "proxy.example", "10.0.0.0/8;fd00::/8"] {
+        let file = format!("trusted_proxies = \"{wrong}\"");
+        assert_eq!(
+            resolve(&Given::default(), Some(&file)).unwrap_err(),
+            ["trusted_proxies"]
+        );
+    }
+}
+
+#[test]
 fn tls_is_whole_or_not_there() {
     let file = "tls_listen = \"127.0.0.1:8443\"\ntls_cert = \"cert.pem\"";
     assert_eq!(resolve(&Given::default(), Some(file)).unwrap_err(), ["tls_key"]);

@@ -5,6 +5,7 @@
 //! only if a second time changes nothing. Bodies pass through in both directions as they come; so does whatever the two
 //! sides speak after they have agreed on another protocol (websockets).
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::REQUEST_ID;
+use crate::forwarded::{Origin, Proxies};
 use crate::health;
 use crate::rest;
 use crate::wire::fault::Fault;
@@ -58,6 +60,7 @@ pub(crate) struct Inner {
     turn: AtomicUsize,
     requests: AtomicUsize,
     agents: bool,
+    trusted: Proxies,
     instance: String,
     draining: CancellationToken,
 }
@@ -71,6 +74,7 @@ impl Gateway {
         apps: &[String],
         dialer: Dialer,
         agents: bool,
+        trusted: Proxies,
         instance: String,
         draining: CancellationToken,
     ) -> Self {
@@ -84,6 +88,7 @@ impl Gateway {
             turn: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             agents,
+            trusted,
             instance,
             draining,
         }))
@@ -134,7 +139,10 @@ impl Gateway {
         let protocol = asked_protocol(request.headers());
         let asked = protocol.is_some().then(|| dial::upgrade(&mut request));
         let (mut parts, body) = request.into_parts();
+        let origin = Origin::of(&parts.headers, &parts.extensions, &self.0.trusted);
+        origin.write(&mut parts.headers);
         let id = self.prepare(&mut parts.headers);
+        let client = origin.client;
         if let Some(protocol) = &protocol {
             change_to(protocol, &mut parts.headers);
         }
@@ -156,11 +164,11 @@ impl Gateway {
                         break;
                     };
                     self.join(asked, dial::upgrade(&mut answer), &id);
-                    let mut answer = self.answer(answer.map(Body::new), &id);
+                    let mut answer = self.answer(answer.map(Body::new), &id, client);
                     change_to(&protocol, answer.headers_mut());
                     return answer;
                 }
-                Ok(Ok(answer)) => return self.answer(answer.map(Body::new), &id),
+                Ok(Ok(answer)) => return self.answer(answer.map(Body::new), &id, client),
                 Ok(Err(error)) => {
                     let again = error.is_connect() || repeatable;
                     said = error.to_string();
@@ -212,7 +220,7 @@ impl Gateway {
         id
     }
 
-    fn answer(&self, answer: Response, id: &str) -> Response {
+    fn answer(&self, answer: Response, id: &str, client: Option<IpAddr>) -> Response {
         let (mut parts, body) = answer.into_parts();
         for name in HOP {
             parts.headers.remove(name);
@@ -221,7 +229,8 @@ impl Gateway {
             .headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        tracing::info!(target: "dbtcloud::access", request_id = id, status = parts.status.as_u16(), "passed on");
+        let (status, client) = (parts.status.as_u16(), client.map(tracing::field::display));
+        tracing::info!(target: "dbtcloud::access", request_id = id, client, status, "passed on");
         if self.0.draining.is_cancelled() {
             parts
                 .headers
@@ -351,6 +360,7 @@ mod tests {
                 apps,
                 Dialer::plain(),
                 false,
+                Proxies::default(),
                 "test".to_owned(),
                 CancellationToken::new(),
             )
@@ -400,6 +410,7 @@ mod tests {
             &[shouting().await],
             Dialer::plain(),
             false,
+            Proxies::default(),
             "test".to_owned(),
             draining.clone(),
         );
@@ -454,6 +465,7 @@ mod tests {
             &apps,
             Dialer::plain(),
             false,
+            Proxies::default(),
             "test".to_owned(),
             CancellationToken::new(),
         );

@@ -1,10 +1,12 @@
 //! Under a prefix of somebody else's router, and with somebody else's identities.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::Request;
 use dbtcloud_core::Result;
 use dbtcloud_core::id::{AccountId, UserId};
@@ -85,6 +87,50 @@ async fn an_embedder_brings_identities_and_a_panic_is_a_500() {
     assert_eq!(status(&router, &path, &world.token).await, 401);
     assert_eq!(status(&router, &path, "panic").await, 500);
     assert_eq!(status(&router, &path, "let me in").await, 200);
+}
+
+/// The start of the links in an answer to somebody who comes from this address and says that it comes through a proxy.
+async fn link(world: &World, trusted: &str, peer: Option<&str>, public_url: Option<&str>) -> String {
+    let options = Options {
+        trusted_proxies: trusted.parse().unwrap(),
+        public_url: public_url.map(str::to_owned),
+        ..Options::default()
+    };
+    let router = dbtcloud_server::router(world.plane.clone(), options);
+    let mut request = Request::builder()
+        .uri(format!("/api/v2/accounts/{}/runs/", world.account))
+        .header("authorization", format!("Token {}", world.token))
+        .header("host", "inside:8080")
+        .header("x-forwarded-host", "dbt.acme.example")
+        .header("x-forwarded-proto", "https");
+    if let Some(peer) = peer {
+        request = request.extension(ConnectInfo(peer.parse::<SocketAddr>().unwrap()));
+    }
+    let answer = router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+    let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let href = json["data"][0]["href"].as_str().unwrap();
+    href.split("/deploy/").next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn links_have_the_name_that_a_trusted_proxy_says() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let run = format!("/api/v2/accounts/{{a}}/jobs/{}/run/", made.job);
+    world.post(&run, serde_json::json!({"cause": "test"})).await;
+    let peer = Some("10.0.0.1:4711");
+    let (outside, inside) = ("https://dbt.acme.example", "http://inside:8080");
+    assert_eq!(link(&world, "10.0.0.0/8", peer, None).await, outside);
+    assert_eq!(link(&world, "10.0.0.2", peer, None).await, inside);
+    assert_eq!(link(&world, "", peer, None).await, inside);
+    assert_eq!(
+        link(&world, "0.0.0.0/0", None, None).await,
+        inside,
+        "nobody knows from where"
+    );
+    let public = "https://public.example";
+    assert_eq!(link(&world, "10.0.0.0/8", peer, Some(public)).await, public);
 }
 
 #[tokio::test]
