@@ -5,6 +5,8 @@
 //! time, and no consumer of the outbox waits for it. A loop per way out; a dispatch is one process's for a while, and
 //! another's when that one does not come back. Its name and body are the same on every try.
 
+mod letter;
+mod mail;
 mod payload;
 mod webhook;
 
@@ -21,12 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ControlPlane;
 
+pub use mail::{MAIL_LIMIT, Mail, MailServer};
 pub(crate) use payload::Told;
 pub use payload::{event_id, event_of};
 pub use webhook::{ANSWER_LIMIT, ANSWER_LIMIT_BYTES, Answer, Webhooks};
 
-/// Dispatches of one way out that a process carries at one time.
-const WIDTH: usize = 64;
+/// Webhooks that a process carries at one time.
+const WEBHOOK_WIDTH: usize = 64;
+/// Mails that a process hands over at one time: each takes a connection to the one mail server.
+const MAIL_WIDTH: usize = 8;
 /// Dispatches of one addressee among them.
 const EACH: u32 = 4;
 /// How long a dispatch is this process's; longer than a try may take.
@@ -44,6 +49,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) enum Carried {
     /// It was tried, and arrived when the error is empty.
     Tried(Try),
+    /// It was tried and refused for good: another try would be, too.
+    Refused(Try),
     /// Nobody wants it any more, and why.
     Unwanted(String),
 }
@@ -59,7 +66,7 @@ pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &Cance
         bell.mark_unchanged();
         let mut pause = plane.config().poll;
         let except: Vec<Addressee> = busy.keys().copied().collect();
-        match take(plane, channel, WIDTH - flying.len(), &except).await {
+        match take(plane, channel, width(channel) - flying.len(), &except).await {
             Ok(taken) => {
                 for dispatched in taken {
                     let to = dispatched.dispatch.id.to;
@@ -98,7 +105,7 @@ pub(crate) async fn run(plane: &ControlPlane, channel: Channel, shutdown: &Cance
 pub async fn round(plane: &ControlPlane) -> Result<usize> {
     let mut tried = 0;
     for channel in Channel::ALL {
-        let taken = take(plane, channel, WIDTH, &[]).await?;
+        let taken = take(plane, channel, width(channel), &[]).await?;
         tried += taken.len();
         let all: FuturesUnordered<_> = taken.iter().map(|dispatched| carry(plane, dispatched)).collect();
         all.collect::<Vec<()>>().await;
@@ -106,7 +113,18 @@ pub async fn round(plane: &ControlPlane) -> Result<usize> {
     Ok(tried)
 }
 
+const fn width(channel: Channel) -> usize {
+    match channel {
+        Channel::Webhook => WEBHOOK_WIDTH,
+        Channel::Notification => MAIL_WIDTH,
+    }
+}
+
 async fn take(plane: &ControlPlane, channel: Channel, room: usize, except: &[Addressee]) -> Result<Vec<Dispatched>> {
+    if channel == Channel::Notification && plane.mail().is_none() {
+        // What waits is left to a process that sends mail.
+        return Ok(Vec::new());
+    }
     let now = plane.clock().now();
     match u32::try_from(room) {
         Ok(room) if room > 0 => {
@@ -138,7 +156,7 @@ async fn one_try(plane: &ControlPlane, dispatched: &Dispatched) -> Result<()> {
     let (account, run) = (dispatch.account.get(), id.run.get());
     let carried = match id.to {
         Addressee::Webhook(hook) => webhook::carry(plane, hook, dispatch).await?,
-        Addressee::Notification(_) => Carried::Unwanted("nobody carries it".to_owned()),
+        Addressee::Notification(notification) => mail::carry(plane, notification, dispatch).await?,
     };
     failpoint::reached("dispatch", channel.name(), "after_send");
     let (tried, next, result) = match carried {
@@ -148,7 +166,7 @@ async fn one_try(plane: &ControlPlane, dispatched: &Dispatched) -> Result<()> {
             tracing::info!(channel = channel.name(), to = id.to.id(), account_id = account, run_id = run, tries, error = %tried.error, "not delivered; it is tried again");
             (tried, Next::Again(later), "again")
         }
-        Carried::Tried(tried) => {
+        Carried::Tried(tried) | Carried::Refused(tried) => {
             tracing::warn!(channel = channel.name(), to = id.to.id(), account_id = account, run_id = run, tries, error = %tried.error, "not delivered; given up");
             (tried, Next::End(DispatchState::Failed), "failed")
         }
@@ -183,6 +201,6 @@ mod tests {
     fn pauses_grow() {
         let seconds: Vec<u64> = (1..TRIES_LIMIT).map(|tries| pause_after(tries).as_secs()).collect();
         assert_eq!(seconds, [2, 8, 32, 128, 512]);
-        assert!(HOLD > ANSWER_LIMIT + DRAIN_LIMIT);
+        assert!(HOLD > ANSWER_LIMIT + DRAIN_LIMIT && HOLD > MAIL_LIMIT + DRAIN_LIMIT);
     }
 }

@@ -7,6 +7,7 @@ mod trigger;
 mod wait;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dbtcloud_core::ports::{
@@ -25,7 +26,7 @@ pub use trigger::NotRetryable;
 
 use crate::clock::{SystemClock, Watch};
 use crate::config::Config;
-use crate::dispatch::Webhooks;
+use crate::dispatch::{Mail, Webhooks};
 use crate::metrics::Metrics;
 use crate::outbox::{Consume, Follow, Notify};
 use crate::trace::{self, Tracer, log_span};
@@ -92,6 +93,9 @@ struct Shared {
     scheduler_fault: Mutex<Option<String>>,
     consumers: BTreeMap<Consumer, Arc<dyn Consume>>,
     webhooks: Option<Webhooks>,
+    mail: Option<Mail>,
+    /// Whether this process would send mail.
+    notifies: AtomicBool,
     metrics: Metrics,
     tracer: Option<Arc<dyn Tracer>>,
 }
@@ -144,8 +148,15 @@ impl Builder {
         self
     }
 
+    /// How mail is sent. Without it notifications can be edited and nothing is sent.
+    #[must_use]
+    pub fn mail(mut self, mail: Mail) -> Self {
+        self.shared.mail = Some(mail);
+        self
+    }
+
     /// What is done when a run's status changes, in place of what is built in: chained jobs for
-    /// [`Consumer::Follow`], webhooks for [`Consumer::Notify`], nothing for the others. It is called by processes with the cleanup role.
+    /// [`Consumer::Follow`], webhooks and mail for [`Consumer::Notify`], nothing for the others. It is called by processes with the cleanup role.
     #[must_use]
     pub fn consumer(mut self, consumer: Consumer, consume: impl Consume + 'static) -> Self {
         self.shared.consumers.insert(consumer, Arc::new(consume));
@@ -195,6 +206,8 @@ impl ControlPlane {
                     (Consumer::Notify, Arc::new(Notify)),
                 ]),
                 webhooks: None,
+                mail: None,
+                notifies: AtomicBool::default(),
                 metrics: Metrics::default(),
                 tracer: None,
             },
@@ -249,6 +262,17 @@ impl ControlPlane {
     /// How webhooks are sent, if they are.
     pub fn webhooks(&self) -> Option<&Webhooks> {
         self.shared.webhooks.as_ref()
+    }
+
+    /// How mail is sent, if it is.
+    pub fn mail(&self) -> Option<&Mail> {
+        self.shared.mail.as_ref()
+    }
+
+    /// Why this process, whose role it is, tells nobody by mail how runs ended.
+    pub fn mail_fault(&self) -> Option<String> {
+        let silent = self.shared.notifies.load(Ordering::Relaxed) && self.mail().is_none();
+        silent.then(|| "no mail is sent: smtp_url names no server".to_owned())
     }
 
     /// Develop sessions.
@@ -445,6 +469,10 @@ impl ControlPlane {
             loops.spawn(async move { scheduler::run(&plane, &shutdown).await });
         }
         if roles.cleanup {
+            self.shared.notifies.store(true, Ordering::Relaxed);
+            if let Some(fault) = self.mail_fault() {
+                tracing::info!("{fault}; notifications are kept");
+            }
             let token = shutdown.clone();
             let (plane, shutdown) = (self.clone(), shutdown.clone());
             loops.spawn(async move { cleanup::run(&plane, &shutdown).await });

@@ -17,13 +17,13 @@ use dbtcloud_local::{DirectoryVolume, LocalExecutor};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
 use dbtcloud_runtime::clock::SystemClock;
 use dbtcloud_runtime::dial::Dialer;
-use dbtcloud_runtime::dispatch::Webhooks;
+use dbtcloud_runtime::dispatch::{Mail, MailServer, Webhooks};
 use dbtcloud_runtime::lineage::Lineage;
 use dbtcloud_runtime::vault::KeyringVault;
 use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
 
-use crate::config::{LogFormat, Role, Settings};
+use crate::config::{LogFormat, Role, Settings, Smtp};
 use crate::telemetry::Otlp;
 
 /// The longest path that a unix socket may have.
@@ -182,6 +182,9 @@ pub async fn compose(
     if let Some(otlp) = &otlp {
         builder = builder.tracer(otlp.clone());
     }
+    if let Some(smtp) = &settings.smtp {
+        builder = builder.mail(mail(smtp, settings.public_url.clone())?);
+    }
     if let Some(lineage) = &settings.lineage {
         let key = match &lineage.api_key_file {
             Some(path) => Some(secret_in(path).context("openlineage_api_key_file")?),
@@ -272,6 +275,16 @@ fn config(
     config.retention = settings.retention;
     config.grace = Duration::from_secs(settings.grace_seconds);
     Ok(config)
+}
+
+/// What sends mail. The server is not asked: mail waits for one that is down.
+fn mail(smtp: &Smtp, base: Option<String>) -> anyhow::Result<Mail> {
+    let server = MailServer::parse(&smtp.url).map_err(|expected| anyhow::anyhow!("smtp_url: {expected}"))?;
+    let password = match &smtp.password_file {
+        Some(path) => Some(secret_in(path).context("smtp_password_file")?),
+        None => None,
+    };
+    Mail::new(&server, &smtp.from, password.as_ref(), base).map_err(told)
 }
 
 /// Opens connections to webhooks. A machine without authorities reaches those that speak no TLS.

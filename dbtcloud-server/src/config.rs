@@ -92,6 +92,17 @@ pub struct Lineage {
     pub namespace: String,
 }
 
+/// How mail is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Smtp {
+    /// The mail server.
+    pub url: String,
+    /// Whom mail comes from.
+    pub from: String,
+    /// File with the password of the URL's user.
+    pub password_file: Option<PathBuf>,
+}
+
 /// Settings that were understood.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -137,6 +148,8 @@ pub struct Settings {
     pub lineage: Option<Lineage>,
     /// Which addresses webhooks may lead to.
     pub webhook_targets: Reach,
+    /// How mail is sent; none is when absent.
+    pub smtp: Option<Smtp>,
     /// How long what is over is kept, where an account says nothing else.
     pub retention: Retention,
     /// Whether the schema is brought up to date at the start.

@@ -96,6 +96,7 @@ impl Readiness {
                 Component::degraded("wakeups", wakeups),
                 Component::degraded("scheduler", plane.scheduler_fault()),
                 Component::degraded("clock", plane.clock_fault()),
+                Component::degraded("mail", plane.mail_fault()),
             ],
             scheduler_idle_seconds: (ticked > 0).then_some(idle.as_secs()),
         }

@@ -16,6 +16,7 @@ pub mod s3;
 pub mod scrape;
 pub mod server;
 mod shared;
+pub mod smtp;
 pub mod tls;
 
 /// The snippets of the README, compiled.

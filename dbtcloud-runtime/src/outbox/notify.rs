@@ -3,12 +3,13 @@
 
 use async_trait::async_trait;
 use dbtcloud_core::catalog::{CatalogExt, Entity, Kind, Query, Record};
-use dbtcloud_core::id::AccountId;
+use dbtcloud_core::id::{AccountId, JobId, NotificationId};
+use dbtcloud_core::notification::{Notification, Way};
 use dbtcloud_core::page::PAGE_LIMIT;
 use dbtcloud_core::ports::{Addressee, Bell, Delivery, Dispatch, DispatchId, Event, EventBody};
 use dbtcloud_core::run::RunStatus;
 use dbtcloud_core::webhook::{HookEvent, Webhook};
-use dbtcloud_core::{ErrorKind, Page, Result};
+use dbtcloud_core::{Error, ErrorKind, Page, Result};
 
 use super::{Consume, Handled};
 use crate::ControlPlane;
@@ -51,7 +52,8 @@ async fn posts(plane: &ControlPlane, event: &Event, status: RunStatus, message: 
             }
         }
     }
-    if wanted.is_empty() {
+    let people = people(plane, account, job, status).await?;
+    if wanted.is_empty() && people.is_empty() {
         return Ok(Vec::new());
     }
     let name = |kind, id| name_of(plane, account, kind, id);
@@ -81,7 +83,46 @@ async fn posts(plane: &ControlPlane, event: &Event, status: RunStatus, message: 
             created_at: now,
         }
     };
-    Ok(wanted.into_iter().map(post).collect())
+    let mut posts: Vec<_> = wanted.into_iter().map(post).collect();
+    if let Some(mail) = plane.mail().filter(|_| !people.is_empty()) {
+        let steps = plane.runs().steps(account, run.id).await?;
+        let letter = told.letter(mail.base(), &steps);
+        let body =
+            serde_json::to_string(&letter).map_err(|e| Error::corrupt("a letter cannot be written").because(e))?;
+        posts.extend(people.into_iter().map(|notification| Dispatch {
+            id: DispatchId {
+                to: Addressee::Notification(notification),
+                run: run.id,
+                sequence: event.sequence,
+                part: 0,
+            },
+            account,
+            job,
+            event: status.name().to_owned(),
+            body: body.clone(),
+            created_at: now,
+        }));
+    }
+    Ok(posts)
+}
+
+/// Who is told by mail that a run of this job came to this status; nobody when this process sends no mail.
+async fn people(
+    plane: &ControlPlane,
+    account: AccountId,
+    job: JobId,
+    status: RunStatus,
+) -> Result<Vec<NotificationId>> {
+    let (Some(_), Some(outcome)) = (plane.mail(), status.outcome()) else {
+        return Ok(Vec::new());
+    };
+    let told = |record: &Record<Notification>| !matches!(record.way, Way::Slack { .. }) && record.wants(outcome, job);
+    let all = all::<Notification>(plane, account).await?;
+    Ok(all
+        .iter()
+        .filter(|record| told(record))
+        .map(|record| record.id)
+        .collect())
 }
 
 /// All records of a kind that an account has.

@@ -102,6 +102,15 @@ pub struct Given {
     /// Which addresses webhooks may lead to: public, private (public ones and private networks), any [default: private]
     #[arg(long, env = "DBTCLOUD_WEBHOOK_TARGETS", value_name = "WHICH")]
     pub webhook_targets: Option<String>,
+    /// Mail server for notifications: smtps://user@host:465 or smtp://user@host:587?tls=required|none [default: no mail]
+    #[arg(long, env = "DBTCLOUD_SMTP_URL", value_name = "URL", hide_env_values = true)]
+    pub smtp_url: Option<String>,
+    /// File with the password of that server's user
+    #[arg(long, env = "DBTCLOUD_SMTP_PASSWORD_FILE", value_name = "FILE")]
+    pub smtp_password_file: Option<String>,
+    /// Address that mail comes from, dbtcloud <dbtcloud@example.com>
+    #[arg(long, env = "DBTCLOUD_SMTP_FROM", value_name = "ADDRESS")]
+    pub smtp_from: Option<String>,
     /// Days that runs that have ended are kept, 0 for ever; accounts may say otherwise [default: 365]
     #[arg(long, env = "DBTCLOUD_RETAIN_RUNS_DAYS", value_name = "DAYS")]
     pub retain_runs_days: Option<String>,
@@ -123,7 +132,7 @@ pub struct Given {
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 35] = [
+pub const KEYS: [&str; 38] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -154,6 +163,9 @@ pub const KEYS: [&str; 35] = [
     "retain_sessions_days",
     "role",
     "run_capacity",
+    "smtp_from",
+    "smtp_password_file",
+    "smtp_url",
     "tls_cert",
     "tls_key",
     "tls_listen",
@@ -163,7 +175,7 @@ pub const KEYS: [&str; 35] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 32] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 35] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -195,6 +207,9 @@ impl Given {
             ("openlineage_api_key_file", &self.openlineage_api_key_file),
             ("openlineage_namespace", &self.openlineage_namespace),
             ("webhook_targets", &self.webhook_targets),
+            ("smtp_url", &self.smtp_url),
+            ("smtp_password_file", &self.smtp_password_file),
+            ("smtp_from", &self.smtp_from),
             ("retain_runs_days", &self.retain_runs_days),
             ("retain_logs_days", &self.retain_logs_days),
             ("retain_artifacts_days", &self.retain_artifacts_days),

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use dbtcloud_core::retention::{DAYS_LIMIT, Days, Retention};
 use dbtcloud_runtime::dial::Reach;
+use dbtcloud_runtime::dispatch::{Mail, MailServer};
 
 use crate::forwarded::{NoNetwork, Proxies};
 
-use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Tls};
+use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Smtp, Tls};
 
 #[derive(Default)]
 struct Reader {
@@ -193,6 +194,34 @@ impl Reader {
         })
     }
 
+    fn smtp(&mut self, base: &Path) -> Option<Smtp> {
+        let (url, from) = (self.text("smtp_url"), self.text("smtp_from"));
+        let password_file = self.text("smtp_password_file").map(|path| base.join(path));
+        let Some(url) = url else {
+            if from.is_some() || password_file.is_some() {
+                self.problem("smtp_url", "expected a value because others of smtp are given");
+            }
+            return None;
+        };
+        match MailServer::parse(&url) {
+            Err(expected) => self.problem("smtp_url", expected),
+            Ok(server) if server.has_user() != password_file.is_some() => self.problem(
+                "smtp_password_file",
+                "expected a file when smtp_url has a user, and none otherwise",
+            ),
+            Ok(_) => {}
+        }
+        let from = from.unwrap_or_default();
+        if let Err(expected) = Mail::check_from(&from) {
+            self.problem("smtp_from", expected);
+        }
+        Some(Smtp {
+            url,
+            from,
+            password_file,
+        })
+    }
+
     fn lineage(&mut self, base: &Path) -> Option<Lineage> {
         let api_key_file = self.text("openlineage_api_key_file").map(|path| base.join(path));
         let namespace = self.text("openlineage_namespace");
@@ -312,6 +341,7 @@ impl Reader {
         let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
         let lineage = self.lineage(base);
         let webhook_targets = self.webhook_targets();
+        let smtp = self.smtp(base);
         let roles = self.roles();
         let tls = self.tls(base);
         let key_file = self
@@ -339,6 +369,7 @@ impl Reader {
             otlp_endpoint,
             lineage,
             webhook_targets,
+            smtp,
             retention,
             migrate,
         };

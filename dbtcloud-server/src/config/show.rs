@@ -44,6 +44,13 @@ impl Settings {
             }
         }
         text("webhook_targets", self.webhook_targets.name().to_owned());
+        if let Some(smtp) = &self.smtp {
+            text("smtp_url", smtp.url.clone());
+            text("smtp_from", smtp.from.clone());
+            if let Some(file) = &smtp.password_file {
+                text("smtp_password_file", file.display().to_string());
+            }
+        }
         if let Some(url) = &self.agent_url {
             text("agent_url", redact(url));
         }

@@ -169,3 +169,35 @@ fn retention_is_said_in_days() {
         );
     }
 }
+
+#[test]
+fn mail_is_whole_or_not_there() {
+    let whole = "smtp_url = \"smtps://ada@mail.example.com\"\nsmtp_from = \"dbt <dbt@example.com>\"\n\
+                 smtp_password_file = \"mail\"";
+    let settings = resolve(&Given::default(), Some(whole)).unwrap();
+    let file = settings.smtp.as_ref().unwrap().password_file.as_deref();
+    assert_eq!(file, Some(Path::new("/srv/mail")));
+    assert_eq!(resolve(&Given::default(), Some(&settings.show())).unwrap(), settings);
+    for (file, keys) in [
+        ("smtp_from = \"dbt@example.com\"", &["smtp_url"][..]),
+        ("smtp_password_file = \"p\"", &["smtp_url"]),
+        ("smtp_url = \"smtp://h\"", &["smtp_from"]),
+        ("smtp_url = \"smtp://h\"\nsmtp_from = \"nobody\"", &["smtp_from"]),
+        ("smtp_url = \"http://h\"\nsmtp_from = \"a@b.example\"", &["smtp_url"]),
+        (
+            "smtp_url = \"smtp://u@h\"\nsmtp_from = \"a@b.example\"",
+            &["smtp_password_file"],
+        ),
+        (
+            "smtp_url = \"smtp://h\"\nsmtp_from = \"a@b.example\"\nsmtp_password_file = \"p\"",
+            &["smtp_password_file"],
+        ),
+    ] {
+        assert_eq!(resolve(&Given::default(), Some(file)).unwrap_err(), keys, "{file}");
+    }
+    let secret = "smtp_url = \"smtps://u:hunter2@h\"\nsmtp_from = \"a@b.example\"";
+    let file = Some((Path::new("dbtcloud.toml"), secret));
+    let told = Settings::resolve(&Given::default(), file, Path::new("/srv")).unwrap_err();
+    assert!(told.to_string().contains("smtp_password_file"), "{told}");
+    assert!(!format!("{told} {told:?}").contains("hunter2"), "{told:?}");
+}

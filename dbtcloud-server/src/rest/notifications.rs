@@ -1,4 +1,4 @@
-//! Notifications: who is told how runs ended. They are kept and answered; nothing is sent yet.
+//! Notifications: who is told how runs ended. They are kept and answered here, and sent by `dbtcloud_runtime::dispatch`.
 
 use dbtcloud_core::account::User;
 use dbtcloud_core::catalog::{CatalogExt, Kind, Query, Record};

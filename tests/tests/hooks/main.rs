@@ -8,6 +8,7 @@
     reason = "a test fails loudly at the first surprise"
 )]
 
+mod mail;
 mod secure;
 
 use std::os::unix::process::ExitStatusExt as _;
