@@ -160,7 +160,7 @@ async fn herd(cluster: &Cluster) -> Vec<Vec<String>> {
     let job = plane.catalog().save(&job, now()).await.unwrap();
     let (id, start) = (job.id.get(), now().as_micros());
     mine.ask(&format!(
-        "INSERT INTO jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', {id} + i))).* \
+        "INSERT INTO jobs OVERRIDING SYSTEM VALUE SELECT (jsonb_populate_record(j, jsonb_build_object('id', {id} + i))).* \
             FROM jobs j, generate_series(1, {SCHEDULES}) AS i WHERE j.id = {id}; \
          INSERT INTO schedules (job_id, account_id, job_version, next_at, updated_at) \
          SELECT id, account_id, version, {start} + 3600000000, 0 FROM jobs WHERE id > {id}"
