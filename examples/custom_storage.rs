@@ -163,7 +163,7 @@ forward! {
         reads states(ids: &[RunId]) -> Vec<RunState>;
         reads steps(account: AccountId, run: RunId) -> Vec<RunStep>;
         reads step(account: AccountId, step: StepId) -> RunStep;
-        reads queue(now: Timestamp, per_account: u32) -> QueueSnapshot;
+        reads queue(now: Timestamp, per_account: u32, since: Option<Since>) -> QueueSnapshot;
         reads queue_of(account: AccountId, limit: u32) -> QueueSnapshot;
         reads queued(account: AccountId) -> u64;
         writes claim(owner: &Owner, admissions: &[Admission], now: Timestamp, until: Timestamp) -> Vec<Claimed> =

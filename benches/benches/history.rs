@@ -15,7 +15,7 @@ use dbtcloud_benches::queueing::{self, now};
 use dbtcloud_contract::memory::{ScriptedExecutor, WallClock};
 use dbtcloud_core::catalog::CatalogExt;
 use dbtcloud_core::id::AccountId;
-use dbtcloud_core::ports::{History, RunFilter, Runs, Schedules};
+use dbtcloud_core::ports::{History, RunFilter, Runs, Schedules, Since};
 use dbtcloud_core::run::Month;
 use dbtcloud_core::schedule::Schedule;
 use dbtcloud_core::{Direction, Page};
@@ -117,19 +117,38 @@ async fn long_history(cluster: &Cluster) -> Vec<Vec<String>> {
     ]
 }
 
+/// Milliseconds of a look at the queue, from somewhere on or at the whole.
+async fn look(storage: &SqlStorage, since: Option<Since>) -> f64 {
+    let began = Instant::now();
+    for _ in 0..50 {
+        storage.queue(now(), 200, since).await.unwrap();
+    }
+    began.elapsed().as_secs_f64() * 1e3 / 50.0
+}
+
 /// The same cycle and the look at the queue while a snapshot is held.
 async fn pinned(cluster: &Cluster) -> Vec<Vec<String>> {
     let database = cluster.database();
     let storage = plane_on(&database).await;
     cycle(&storage, 500).await;
     let (mut free, mut held) = (Figures::new(), Figures::new());
+    let mut looks = [const { Figures::new() }; 3];
     for _ in 0..ROUNDS {
         database.ask("VACUUM run_queue");
         free.add(cycle(&storage, 500).await);
+        database.ask("VACUUM run_queue");
+        looks[0].add(look(&storage, None).await);
     }
     let mut pin = cluster.hold_snapshot(&database);
     cycle(&storage, PINNED).await;
     for _ in 0..ROUNDS {
+        let run = storage.enqueue(&queueing::new_run(9), now()).await.unwrap().into_run();
+        let since = Since {
+            due_at: run.new.due_at,
+            run: run.id,
+        };
+        looks[1].add(look(&storage, Some(since)).await);
+        looks[2].add(look(&storage, None).await);
         held.add(cycle(&storage, 200).await);
     }
     pin.kill().unwrap();

@@ -14,8 +14,8 @@ impl FromIterator<f64> for Figures {
 
 impl Figures {
     /// No values yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self(Vec::new())
     }
 
     /// One more.

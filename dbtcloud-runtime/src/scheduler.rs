@@ -13,8 +13,8 @@ use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{AccountId, EnvironmentId, JobId, RunId};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::page::{PAGE_LIMIT, Page};
-use dbtcloud_core::ports::{Bell, Claimed, FIRE_LIMIT, Fence, Fired, Firing, ScheduleEntry};
-use dbtcloud_core::run::{CauseCategory, Limits, Request, Run, Trigger, admit};
+use dbtcloud_core::ports::{Bell, Claimed, FIRE_LIMIT, Fence, Fired, Firing, ScheduleEntry, Since};
+use dbtcloud_core::run::{CauseCategory, Limits, QueueSnapshot, Request, Run, Trigger, admit};
 use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,12 @@ const DUE_PAGE: u32 = 500;
 const WAITING_PER_ACCOUNT: u32 = 200;
 /// What the names of the leases begin with by which schedulers are seen from elsewhere; the instance follows.
 pub(crate) const PRESENCE: &str = "scheduler/";
+/// Of its time, a scheduler spends no more than one part in so many on looks at the whole queue.
+const WHOLE_LOOKS: u32 = 20;
+/// The longest without a look at the whole queue.
+const WHOLE_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How much later than it was due a run may come and still be seen between two such looks.
+const COMES_LATE: Duration = Duration::from_secs(60);
 /// Accounts whose last turn is remembered.
 const TURNS_LIMIT: usize = 100_000;
 /// Runs that are driven side by side.
@@ -107,6 +113,8 @@ pub struct Scheduler {
     turn: u64,
     /// When it last showed that it is there.
     seen_at: Option<Timestamp>,
+    /// What the last look at the whole queue left to look at, and until when that will do.
+    since: Option<(Since, Timestamp)>,
 }
 
 impl Scheduler {
@@ -118,6 +126,7 @@ impl Scheduler {
             served: BTreeMap::new(),
             turn: 0,
             seen_at: None,
+            since: None,
         }
     }
 
@@ -314,9 +323,33 @@ impl Scheduler {
         Ok(count)
     }
 
+    /// Looks at the queue, the whole of it as long as that is cheap: where something keeps the database from
+    /// removing dead rows, from where on live ones were seen last, and at the whole more seldom.
+    async fn look(&mut self, now: Timestamp) -> Result<QueueSnapshot> {
+        let runs = self.plane.runs();
+        if let Some((since, until)) = self.since
+            && now < until
+            && until.since(now) <= WHOLE_LOOK_EVERY
+        {
+            return runs.queue(now, WAITING_PER_ACCOUNT, Some(since)).await;
+        }
+        let snapshot = runs.queue(now, WAITING_PER_ACCOUNT, None).await?;
+        let after = self.plane.clock().now();
+        let pause = (after.since(now) * WHOLE_LOOKS).min(WHOLE_LOOK_EVERY);
+        let due_at = snapshot.waiting.iter().map(|waiting| waiting.due_at).min();
+        let ids = snapshot.waiting.iter().map(|waiting| waiting.run);
+        let run = ids.chain(snapshot.busy.iter().map(|busy| busy.run)).min();
+        let since = Since {
+            due_at: due_at.unwrap_or(now).minus(COMES_LATE),
+            run: run.unwrap_or(RunId::new(i64::MIN)),
+        };
+        self.since = Some((since, after.plus(pause)));
+        Ok(snapshot)
+    }
+
     async fn admit(&mut self) -> Result<usize> {
         let now = self.plane.clock().now();
-        let snapshot = self.plane.runs().queue(now, WAITING_PER_ACCOUNT).await?;
+        let snapshot = self.look(now).await?;
         let metrics = self.plane.metrics();
         if snapshot.waiting.is_empty() {
             metrics.waiting(std::iter::empty());

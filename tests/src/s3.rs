@@ -136,7 +136,8 @@ impl SeaweedFs {
             .args(["-master.telemetry=false", "-master.electionTimeout=1s"])
             .args([
                 "-master.volumeSizeLimitMB=64",
-                "-volume.max=200",
+                // Every bucket takes seven of its own when it is first written to.
+                "-volume.max=3000",
                 "-volume.minFreeSpace=1",
             ])
             // In a group of its own: an interrupt of the tests is the guardian's business.

@@ -265,6 +265,17 @@ pub struct Taken {
     pub run: Run,
 }
 
+/// From where on a look at the queue is interesting: waiting runs that are due from an instant on, executing runs
+/// with ids from one on. Rows that died before it are passed over, also while some long transaction elsewhere keeps
+/// the database from removing them. Whoever looks so must look without from time to time: a run may come late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// The earliest `due_at` of what waits.
+    pub due_at: Timestamp,
+    /// The lowest id of what executes.
+    pub run: RunId,
+}
+
 /// By what a list of runs is ordered; ties are broken by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum RunSort {
@@ -346,8 +357,9 @@ pub trait Runs: Send + Sync {
 
     /// What waits and what executes: due runs of all accounts, of each at most `per_account` that take a slot
     /// and as many that take none. Exclusive runs whose job is kept busy by another are left out, so that a
-    /// long line of them hides nothing that could start.
-    async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot>;
+    /// long line of them hides nothing that could start. `since` leaves out what a look before has shown to be
+    /// over: see [`Since`].
+    async fn queue(&self, now: Timestamp, per_account: u32, since: Option<Since>) -> Result<QueueSnapshot>;
 
     /// The line of one account: the first `limit` of its queued runs by (`due_at`, `run`), due or not, and all
     /// of its runs that execute.

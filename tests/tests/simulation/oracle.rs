@@ -135,7 +135,7 @@ impl Oracle {
 
     /// Slots are never exceeded, none is held twice, and no exclusive job executes twice.
     fn look_at_slots(&self) {
-        let busy = at_once(self.storage.queue(NEVER, 1)).busy;
+        let busy = at_once(self.storage.queue(NEVER, 1, None)).busy;
         let mut state = self.lock();
         for (account, slots) in &state.accounts {
             let held: Vec<u32> = busy

@@ -19,7 +19,7 @@ const WRITERS: i64 = 8;
 /// Every run that is queued has its first event, and every one that was answered is queued.
 async fn assert_whole(storage: &SqlStorage, answered: &[RunId]) {
     let queued = storage.queued(ACCOUNT).await.unwrap();
-    let waiting = storage.queue(at(10), 100_000).await.unwrap().waiting;
+    let waiting = storage.queue(at(10), 100_000, None).await.unwrap().waiting;
     assert_eq!(waiting.len() as u64, queued);
     for run in &waiting {
         assert_eq!(storage.of_run(ACCOUNT, run.run, 0, 10).await.unwrap().len(), 1);

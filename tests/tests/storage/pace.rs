@@ -70,7 +70,7 @@ async fn schedule(storage: SqlStorage, number: usize) -> (i64, Vec<i64>) {
                 fired += 1;
             }
         }
-        let snapshot = storage.queue(at(1), 250).await.unwrap();
+        let snapshot = storage.queue(at(1), 250, None).await.unwrap();
         let decision = admit(
             &snapshot,
             &Limits {
@@ -163,7 +163,7 @@ const BULK: &str = "
 /// Queue, claim, lease and end cost the same however long history and queue are.
 async fn a_long_history(storage: SqlStorage, engine: &str) {
     let begin = Instant::now();
-    let snapshot = storage.queue(at(1), 10).await.unwrap();
+    let snapshot = storage.queue(at(1), 10, None).await.unwrap();
     let look = begin.elapsed();
     assert_eq!(snapshot.waiting.len(), 500);
     let decision = admit(

@@ -77,7 +77,7 @@ async fn everything(storage: &SqlStorage, minute: i64) {
     };
     storage.fire(&[firing], now).await.unwrap();
     let run = storage.enqueue(&new_run(800 + minute), now).await.unwrap().into_run();
-    let snapshot = storage.queue(now, 10).await.unwrap();
+    let snapshot = storage.queue(now, 10, None).await.unwrap();
     let mut admitted = admit(
         &snapshot,
         &Limits {

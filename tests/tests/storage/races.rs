@@ -139,7 +139,7 @@ async fn a_call_that_is_dropped_half_way_leaves_nothing() {
         let _ = tokio::time::timeout(std::time::Duration::from_micros(round * 20), call).await;
     }
     let queued = subject.storage.queued(ACCOUNT).await.unwrap();
-    let snapshot = subject.storage.queue(at(10), 1_000).await.unwrap();
+    let snapshot = subject.storage.queue(at(10), 1_000, None).await.unwrap();
     assert_eq!(snapshot.waiting.len() as u64, queued);
     for waiting in snapshot.waiting {
         assert_eq!(

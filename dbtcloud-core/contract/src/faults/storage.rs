@@ -12,7 +12,8 @@ use dbtcloud_core::ports::{
     Ack, Addressee, AgentIdentity, Audit, Batch, Bell, BellStream, Catalog, Channel, Claimed, Consumer, Delivery,
     Digest, Dispatch, DispatchId, Dispatched, Dispatches, EndedFilter, Enqueued, Event, Fence, Fired, Firing, History,
     Journal, Leases, LogPage, LogPart, Logs, NewSession, Next, Outbox, Owner, Renewed, RunChange, RunFilter, RunPart,
-    RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Storage, TicketIssue, Tickets, Try, Wakeups,
+    RunState, Runs, ScheduleEntry, Schedules, SessionChange, Sessions, Since, Storage, TicketIssue, Tickets, Try,
+    Wakeups,
 };
 use dbtcloud_core::run::{Admission, Month, NewRun, QueueSnapshot, Run, RunStep};
 use dbtcloud_core::session::{Session, SessionStatus};
@@ -394,9 +395,9 @@ impl Runs for FaultyStorage {
             .await
     }
 
-    async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
+    async fn queue(&self, now: Timestamp, per_account: u32, since: Option<Since>) -> Result<QueueSnapshot> {
         self.faults
-            .strike("runs.queue", true, || self.stores.runs.queue(now, per_account))
+            .strike("runs.queue", true, || self.stores.runs.queue(now, per_account, since))
             .await
     }
 

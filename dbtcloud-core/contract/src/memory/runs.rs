@@ -6,7 +6,7 @@ use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
     Ack, Batch, Claimed, Enqueued, Event, Fence, Holder, Journal, Owner, Renewed, RunChange, RunFilter, RunPatch,
-    RunSort, RunState, Runs,
+    RunSort, RunState, Runs, Since,
 };
 use dbtcloud_core::run::{Admission, Busy, NewRun, QueueSnapshot, Run, RunEvent, RunStatus, RunStep, Waiting};
 use dbtcloud_core::time::Timestamp;
@@ -164,8 +164,9 @@ impl Runs for MemoryStorage {
             .ok_or_else(|| Error::not_found("step", step))
     }
 
-    async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
+    async fn queue(&self, now: Timestamp, per_account: u32, since: Option<Since>) -> Result<QueueSnapshot> {
         let state = self.lock();
+        let since = since.filter(|_| !state.breaks(Mutation::IgnoreSince));
         let mut due: Vec<&Run> = state
             .runs
             .values()
@@ -177,7 +178,7 @@ impl Runs for MemoryStorage {
             let mut live = state.runs.values().filter(|other| other.run.status.is_live());
             run.new.exclusive && live.any(|other| other.run.new.exclusive && other.run.new.job == run.new.job)
         };
-        due.retain(|run| !busy_job(run));
+        due.retain(|run| !busy_job(run) && since.is_none_or(|since| run.new.due_at >= since.due_at));
         let mut counts = std::collections::BTreeMap::<(AccountId, bool), u32>::new();
         due.retain(|run| {
             let count = counts.entry((run.new.account, run.new.takes_slot)).or_default();
@@ -186,7 +187,7 @@ impl Runs for MemoryStorage {
         });
         Ok(QueueSnapshot {
             waiting: due.into_iter().map(waiting).collect(),
-            busy: state.busy(|_| true),
+            busy: state.busy(|run| since.is_none_or(|since| run.id >= since.run)),
         })
     }
 

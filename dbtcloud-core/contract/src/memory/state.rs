@@ -52,6 +52,8 @@ pub enum Mutation {
     IgnoreExpiry,
     /// A hand fires wherever it stands.
     IgnoreHands,
+    /// A look at the queue begins at the beginning.
+    IgnoreSince,
     /// Of schedules that fire together some fire though one cannot.
     FireHalf,
     /// A lease is given to whoever asks.
@@ -94,7 +96,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -112,6 +114,7 @@ impl Mutation {
         Self::IgnoreKeys,
         Self::IgnoreExpiry,
         Self::IgnoreHands,
+        Self::IgnoreSince,
         Self::FireHalf,
         Self::ShareLeases,
         Self::OpenTwice,

@@ -256,7 +256,7 @@ async fn what_has_not_ended_is_not_forgotten(stores: Stores) {
     assert_eq!(stores.history.forget(&[waiting.id, live.id]).await.unwrap(), 0);
     assert_eq!(stores.runs.get(ACCOUNT, waiting.id).await.unwrap(), waiting);
     assert_eq!(stores.runs.get(ACCOUNT, live.id).await.unwrap(), live);
-    let snapshot = stores.runs.queue(at(10), 10).await.unwrap();
+    let snapshot = stores.runs.queue(at(10), 10, None).await.unwrap();
     assert_eq!((snapshot.waiting.len(), snapshot.busy.len()), (1, 1));
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use dbtcloud_core::error::ErrorKind;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
-use dbtcloud_core::ports::{Enqueued, Holder};
+use dbtcloud_core::ports::{Enqueued, Holder, Since};
 use dbtcloud_core::run::{Admission, NewRun, Overrides, QueueSnapshot, RunEvent, RunStatus, Trigger};
 
 use super::Stores;
@@ -23,6 +23,7 @@ cases! { $ queue_cases, queue, Stores:
     the_queue_shows_what_is_due_in_order,
     the_queue_is_cut_per_account,
     a_long_line_hides_nothing_that_could_start,
+    a_look_from_somewhere_on_passes_over_the_rest,
     the_line_of_one_account_is_shown_whole,
     the_queue_shows_what_is_busy,
     queued_counts_one_account,
@@ -162,7 +163,7 @@ async fn the_queue_shows_what_is_due_in_order(stores: Stores) {
     let _not_yet = enqueue(&stores, &due(6), at(0)).await.id;
     let last = enqueue(&stores, &due(5), at(0)).await.id;
     let second = enqueue(&stores, &due(1), at(0)).await.id;
-    let snapshot = stores.runs.queue(at(5), 100).await.unwrap();
+    let snapshot = stores.runs.queue(at(5), 100, None).await.unwrap();
     let order: Vec<RunId> = snapshot.waiting.iter().map(|waiting| waiting.run).collect();
     assert_eq!(
         order,
@@ -199,7 +200,7 @@ async fn the_queue_is_cut_per_account(stores: Stores) {
         at(0),
     )
     .await;
-    let waiting = stores.runs.queue(at(10), 2).await.unwrap().waiting;
+    let waiting = stores.runs.queue(at(10), 2, None).await.unwrap().waiting;
     let own: Vec<_> = waiting
         .iter()
         .filter(|waiting| waiting.account == ACCOUNT)
@@ -234,7 +235,7 @@ async fn a_long_line_hides_nothing_that_could_start(stores: Stores) {
         ..free_run(ACCOUNT, JOB)
     };
     let free = enqueue(&stores, &free, at(0)).await.id;
-    let waiting = stores.runs.queue(at(10), 2).await.unwrap().waiting;
+    let waiting = stores.runs.queue(at(10), 2, None).await.unwrap().waiting;
     let jobs: Vec<_> = waiting.iter().map(|waiting| waiting.job.get()).collect();
     assert_eq!(
         jobs,
@@ -245,6 +246,48 @@ async fn a_long_line_hides_nothing_that_could_start(stores: Stores) {
         waiting[2].run, free,
         "those that take a slot do not hide one that needs none"
     );
+}
+
+async fn a_look_from_somewhere_on_passes_over_the_rest(stores: Stores) {
+    let mut ids = Vec::new();
+    for (account, due) in [(ACCOUNT, 1), (ACCOUNT, 3), (STRANGER, 2), (STRANGER, 4)] {
+        let job = JobId::new(i64::try_from(ids.len()).unwrap() + 1);
+        let new = NewRun {
+            due_at: at(due),
+            ..free_run(account, job)
+        };
+        ids.push(enqueue(&stores, &new, at(0)).await.id);
+    }
+    let first = enqueue(&stores, &free_run(ACCOUNT, JobId::new(8)), at(0)).await.id;
+    let second = enqueue(&stores, &free_run(ACCOUNT, JobId::new(9)), at(0)).await.id;
+    for run in [first, second] {
+        let claimed = stores
+            .runs
+            .claim(&owner("a"), &[ask(run, None)], at(5), LATE)
+            .await
+            .unwrap();
+        assert_eq!(claimed.len(), 1);
+    }
+    let look = |since| stores.runs.queue(at(5), 10, since);
+    let whole = look(None).await.unwrap();
+    assert_eq!((whole.waiting.len(), whole.busy.len()), (4, 2));
+    let all = Since {
+        due_at: at(1),
+        run: first,
+    };
+    assert_eq!(
+        look(Some(all)).await.unwrap(),
+        whole,
+        "from the first on it is the whole"
+    );
+    let part = look(Some(Since {
+        due_at: at(3),
+        run: second,
+    }));
+    let part = part.await.unwrap();
+    let waiting: Vec<RunId> = part.waiting.iter().map(|waiting| waiting.run).collect();
+    let busy: Vec<RunId> = part.busy.iter().map(|busy| busy.run).collect();
+    assert_eq!((waiting, busy), (vec![ids[1], ids[3]], vec![second]));
 }
 
 async fn the_line_of_one_account_is_shown_whole(stores: Stores) {
@@ -281,7 +324,7 @@ async fn the_queue_shows_what_is_busy(stores: Stores) {
     let all = [ask(run.id, Some(3))];
     stores.runs.claim(&owner("a"), &all, at(1), LATE).await.unwrap();
     let free = claimed(&stores).await;
-    let snapshot = stores.runs.queue(at(5), 100).await.unwrap();
+    let snapshot = stores.runs.queue(at(5), 100, None).await.unwrap();
     assert!(snapshot.waiting.is_empty());
     let mut busy = snapshot.busy;
     busy.sort_by_key(|busy| busy.run);
@@ -298,7 +341,7 @@ async fn the_queue_shows_what_is_busy(stores: Stores) {
         .await
         .unwrap();
     assert_eq!(
-        stores.runs.queue(at(7), 100).await.unwrap().busy.len(),
+        stores.runs.queue(at(7), 100, None).await.unwrap().busy.len(),
         2,
         "what is being cancelled is busy"
     );
@@ -443,7 +486,7 @@ async fn one_claim_gives_a_slot_once(stores: Stores) {
     let all: Vec<_> = runs.iter().map(|run| ask(*run, Some(0))).collect();
     let claimed = stores.runs.claim(&owner("a"), &all, at(1), LATE).await.unwrap();
     assert_eq!(claimed.len(), 1);
-    assert_eq!(stores.runs.queue(at(2), 10).await.unwrap().busy.len(), 1);
+    assert_eq!(stores.runs.queue(at(2), 10, None).await.unwrap().busy.len(), 1);
 }
 
 async fn an_exclusive_job_executes_once(stores: Stores) {
@@ -510,7 +553,7 @@ async fn a_requeued_run_is_due_at_once(stores: Stores) {
     let requeued = stores.runs.change(&first.fence, &requeue).await.unwrap();
     assert_eq!((requeued.status, requeued.attempt), (RunStatus::Queued, 1));
     assert_eq!(requeued.dequeued_at, None, "it has not left the queue");
-    let snapshot = stores.runs.queue(at(2), 10).await.unwrap();
+    let snapshot = stores.runs.queue(at(2), 10, None).await.unwrap();
     assert_eq!(
         (snapshot.waiting.len(), snapshot.busy.len()),
         (1, 0),

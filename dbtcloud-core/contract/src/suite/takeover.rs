@@ -228,7 +228,7 @@ async fn many_claimers_never_hold_a_slot_twice(stores: Stores) {
         }
     })
     .await;
-    let busy = stores.runs.queue(at(2), 100).await.unwrap().busy;
+    let busy = stores.runs.queue(at(2), 100, None).await.unwrap().busy;
     let slots: Vec<_> = busy.iter().map(|busy| busy.slot).collect();
     assert_eq!(slots.iter().collect::<BTreeSet<_>>().len(), slots.len(), "{slots:?}");
     assert_eq!(slots.len(), 4, "no slot stays empty while runs wait");
@@ -255,7 +255,7 @@ async fn many_claimers_never_run_an_exclusive_job_twice(stores: Stores) {
         }
     })
     .await;
-    let busy = stores.runs.queue(at(2), 100).await.unwrap().busy;
+    let busy = stores.runs.queue(at(2), 100, None).await.unwrap().busy;
     let jobs: Vec<_> = busy.iter().map(|busy| busy.job).collect();
     assert_eq!(jobs.iter().collect::<BTreeSet<_>>().len(), jobs.len(), "{jobs:?}");
     assert_eq!(jobs.len(), 5, "every job runs");
@@ -305,7 +305,7 @@ async fn rounds_of_admission_drain_the_queue(stores: Stores) {
     };
     let mut ended = 0;
     for round in 0..20 {
-        let snapshot = stores.runs.queue(at(round), 100).await.unwrap();
+        let snapshot = stores.runs.queue(at(round), 100, None).await.unwrap();
         let decision = admit(&snapshot, &limits);
         let claimed = stores
             .runs

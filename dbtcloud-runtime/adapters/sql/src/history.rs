@@ -30,8 +30,9 @@ const BESIDE: [&str; 4] = ["run_instants", "tickets", "agent_keys", "outbox"];
 /// Ids below are in the part of what is older than the rule, or of a clock that is decades behind.
 const BEFORE: RunId = RunId::new(20_000_000_000_000);
 
-/// A part is made or dropped under a lock that everybody waits behind: better to come again than to wait.
-const SOON: &str = "SELECT set_config('lock_timeout', '2s', true)";
+/// A part is made or dropped under locks that everybody waits behind: better to come again than to wait. Well below
+/// the server's `deadlock_timeout` (1 s): where a reader holds what this waits for, this gives way and not the reader.
+const SOON: &str = "SELECT set_config('lock_timeout', '400ms', true)";
 
 const PART_EXISTS: Sql = Sql::both("SELECT count(*) AS present FROM pg_class WHERE oid = to_regclass($1)");
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{Claimed, EventBody, Fence, Holder, Owner, Renewed};
+use dbtcloud_core::ports::{Claimed, EventBody, Fence, Holder, Owner, Renewed, Since};
 use dbtcloud_core::run::{Admission, Busy, QueueSnapshot, Run, RunStatus, Waiting};
 use dbtcloud_core::{Error, Result, Timestamp};
 
@@ -20,10 +20,10 @@ use crate::storage::no_nul;
 macro_rules! lines {
     () => {
         "WITH RECURSIVE line (account_id) AS ( \
-            SELECT min(account_id) FROM run_queue WHERE state = 'queued' \
+            SELECT min(account_id) FROM run_queue WHERE state = 'queued' AND due_at >= $3 \
             UNION ALL \
             SELECT (SELECT min(q.account_id) FROM run_queue q \
-                WHERE q.state = 'queued' AND q.account_id > line.account_id) \
+                WHERE q.state = 'queued' AND q.account_id > line.account_id AND q.due_at >= $3) \
             FROM line WHERE line.account_id IS NOT NULL) "
     };
 }
@@ -62,7 +62,7 @@ macro_rules! busy {
 macro_rules! startable {
     () => {
         " FROM run_queue q WHERE q.state = 'queued' AND q.account_id = line.account_id \
-            AND q.takes_slot = kind.takes_slot AND q.due_at <= $1 \
+            AND q.takes_slot = kind.takes_slot AND q.due_at <= $1 AND q.due_at >= $3 \
             AND NOT (q.exclusive AND EXISTS (SELECT 1 FROM run_queue b \
                 WHERE b.job_id = q.job_id AND b.exclusive AND b.state <> 'queued')) \
             ORDER BY q.due_at, q.run_id LIMIT $2"
@@ -70,7 +70,8 @@ macro_rules! startable {
 }
 
 /// Index `run_queue_startable`, its first entries per account that could start, those that take a slot and those
-/// that do not apart, and index `run_queue_live`: one statement, one instant.
+/// that do not apart, and index `run_queue_live`: one statement, one instant. `$3` and `$4` are where the look
+/// begins: entries before are passed over in the indexes, dead ones without a look at their rows.
 const SNAPSHOT: Sql = Sql::each(
     concat!(
         lines!(),
@@ -80,7 +81,8 @@ const SNAPSHOT: Sql = Sql::each(
         columns!("q."),
         startable!(),
         ") w",
-        busy!()
+        busy!(),
+        " AND run_id >= $4"
     ),
     concat!(
         lines!(),
@@ -90,7 +92,8 @@ const SNAPSHOT: Sql = Sql::each(
          WHERE w.run_id IN (SELECT q.run_id",
         startable!(),
         ")",
-        busy!()
+        busy!(),
+        " AND run_id >= $4"
     ),
 );
 
@@ -245,9 +248,22 @@ const HELD: Sql = Sql::each(
     ),
 );
 
-pub(crate) async fn snapshot(database: &Database, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
+pub(crate) async fn snapshot(
+    database: &Database,
+    now: Timestamp,
+    per_account: u32,
+    since: Option<Since>,
+) -> Result<QueueSnapshot> {
+    let (due_at, run) = since.map_or((i64::MIN, i64::MIN), |since| {
+        (since.due_at.as_micros(), since.run.get())
+    });
     let mut reader = database.read().await?;
-    read(reader.link().all(&SNAPSHOT, args![now, per_account]).await?)
+    read(
+        reader
+            .link()
+            .all(&SNAPSHOT, args![now, per_account, due_at, run])
+            .await?,
+    )
 }
 
 pub(crate) async fn snapshot_of(database: &Database, account: AccountId, limit: u32) -> Result<QueueSnapshot> {

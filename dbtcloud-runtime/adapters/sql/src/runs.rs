@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::ports::{
-    Ack, Batch, Claimed, Enqueued, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs,
+    Ack, Batch, Claimed, Enqueued, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs, Since,
 };
 use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus};
 use dbtcloud_core::{Direction, Error, Page, Paged, Result, Timestamp};
@@ -357,8 +357,8 @@ impl Runs for SqlStorage {
         read_step(&row.ok_or_else(|| Error::not_found("step", step))?)
     }
 
-    async fn queue(&self, now: Timestamp, per_account: u32) -> Result<QueueSnapshot> {
-        queue::snapshot(&self.database, now, per_account).await
+    async fn queue(&self, now: Timestamp, per_account: u32, since: Option<Since>) -> Result<QueueSnapshot> {
+        queue::snapshot(&self.database, now, per_account, since).await
     }
 
     async fn queue_of(&self, account: AccountId, limit: u32) -> Result<QueueSnapshot> {

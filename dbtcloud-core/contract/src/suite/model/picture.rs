@@ -80,7 +80,7 @@ impl Side {
                 write(&found.map(|row| self.plain_row(row)))?;
             }
         }
-        let busy = self.stores.runs.queue(self.now(), 1_000).await?.busy;
+        let busy = self.stores.runs.queue(self.now(), 1_000, None).await?.busy;
         let mut busy: Vec<_> = busy
             .into_iter()
             .map(|busy| (busy.run, busy.slot, busy.exclusive))
