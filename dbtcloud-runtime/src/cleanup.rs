@@ -58,12 +58,19 @@ pub struct Work<'a> {
     pub now: Timestamp,
     /// Whether it acts.
     pub mode: Mode,
+    /// Set when the process is to end.
+    stop: &'a CancellationToken,
 }
 
 impl Work<'_> {
     /// Whether it acts.
     pub fn acts(&self) -> bool {
         self.mode == Mode::Act
+    }
+
+    /// Whether it is to end soon: what was begun is finished, nothing else is begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
     }
 }
 
@@ -165,7 +172,7 @@ async fn sweep_on(plane: &ControlPlane, chore: &dyn Chore, shutdown: &Cancellati
     let mut failing = false;
     while !shutdown.is_cancelled() {
         let mut pause = chore.every(plane.config().cleanup_interval);
-        if let Some(report) = turn(plane, chore).await {
+        if let Some(report) = turn(plane, chore, shutdown).await {
             match &report.error {
                 None if failing => tracing::info!(chore = report.chore, "cleanup works again"),
                 Some(error) if !failing => tracing::warn!(
@@ -206,9 +213,9 @@ const fn advice(kind: ErrorKind) -> &'static str {
 
 /// Sweeps once with every chore whose lease is free.
 pub async fn round(plane: &ControlPlane) -> Vec<Report> {
-    let mut reports = Vec::new();
+    let (mut reports, stop) = (Vec::new(), CancellationToken::new());
     for chore in chores() {
-        reports.extend(turn(plane, &*chore).await);
+        reports.extend(turn(plane, &*chore, &stop).await);
     }
     reports
 }
@@ -231,11 +238,11 @@ pub async fn once(plane: &ControlPlane, names: &[String], mode: Mode) -> Result<
         ));
     }
     chores.retain(|chore| names.is_empty() || names.iter().any(|name| name == chore.name()));
-    let mut reports = Vec::new();
+    let (mut reports, stop) = (Vec::new(), CancellationToken::new());
     for chore in chores {
-        let mut whole = sweep(plane, &*chore, mode).await;
+        let mut whole = sweep(plane, &*chore, mode, &stop).await;
         while whole.swept.more && whole.error.is_none() {
-            let next = sweep(plane, &*chore, mode).await;
+            let next = sweep(plane, &*chore, mode, &stop).await;
             whole.swept.examined += next.swept.examined;
             whole.swept.done += next.swept.done;
             whole.swept.bytes += next.swept.bytes;
@@ -252,7 +259,7 @@ pub async fn once(plane: &ControlPlane, names: &[String], mode: Mode) -> Result<
 }
 
 /// A sweep, if the chore's lease can be had.
-async fn turn(plane: &ControlPlane, chore: &dyn Chore) -> Option<Report> {
+async fn turn(plane: &ControlPlane, chore: &dyn Chore, stop: &CancellationToken) -> Option<Report> {
     if let Some(lease) = chore.lease() {
         let now = plane.clock().now();
         let interval = plane.config().cleanup_interval;
@@ -274,13 +281,13 @@ async fn turn(plane: &ControlPlane, chore: &dyn Chore) -> Option<Report> {
             }
         }
     }
-    Some(sweep(plane, chore, Mode::Act).await)
+    Some(sweep(plane, chore, Mode::Act, stop).await)
 }
 
-async fn sweep(plane: &ControlPlane, chore: &dyn Chore, mode: Mode) -> Report {
+async fn sweep(plane: &ControlPlane, chore: &dyn Chore, mode: Mode, stop: &CancellationToken) -> Report {
     let now = plane.clock().now();
     let mut swept = Swept::default();
-    let work = Work { plane, now, mode };
+    let work = Work { plane, now, mode, stop };
     let ended = AssertUnwindSafe(chore.sweep(&work, &mut swept)).catch_unwind().await;
     let ended = ended.unwrap_or_else(|_| Err(Error::corrupt("the chore panicked")));
     let ended_at = plane.clock().now();

@@ -58,6 +58,9 @@ impl Chore for FlushLogs {
                 return failures.end();
             }
             for (account, run) in runs {
+                if work.is_stopping() {
+                    return failures.end();
+                }
                 swept.examined += 1;
                 self.after.set(run.get());
                 failures.note(of_run(work, artifacts, account, run, swept).await)?;
@@ -81,7 +84,10 @@ async fn of_run(
         run => run?.status.is_terminal(),
     };
     for mut step in work.plane.runs().steps(account, run).await? {
-        while let Some(part) = step.part_to_move(ended) {
+        // A part is soon moved, a log of gigabytes is not.
+        while !work.is_stopping()
+            && let Some(part) = step.part_to_move(ended)
+        {
             if work.acts() {
                 match of_part(work.plane, artifacts, account, &step, part).await {
                     Ok(()) => {}
