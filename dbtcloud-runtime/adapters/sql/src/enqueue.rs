@@ -293,7 +293,7 @@ impl SqlStorage {
     ///
     /// The one place where a type of sqlx is public: it works with the version of sqlx this crate was built
     /// with (0.9) and no other. The connection must lead to the database of this storage. Otherwise as
-    /// [`Runs::enqueue`]; an `Existing` answer does not spoil the caller's transaction.
+    /// [`Runs::enqueue`](dbtcloud_core::ports::Runs::enqueue); an `Existing` answer does not spoil the caller's transaction.
     ///
     /// ```no_run
     /// # async fn order(pool: sqlx::PgPool, new: dbtcloud_core::run::NewRun) -> Result<(), Box<dyn std::error::Error>> {
