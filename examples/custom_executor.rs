@@ -107,6 +107,7 @@ fn task(run: i64, script: &str) -> ExecutionSpec {
         ticket: None,
         mounts: Vec::new(),
         limits: WorkloadLimits::default(),
+        placement: Default::default(),
     }
 }
 

@@ -1,5 +1,9 @@
 //! Environments: where a project runs, with which dbt.
 
+pub mod overlay;
+mod placement;
+
+pub use placement::{Placement, Resources, Toleration, image_reference, name as object_name};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Entity, Extras, Kind};
@@ -48,6 +52,9 @@ pub struct Environment {
     pub custom_branch: Option<String>,
     /// Whether `custom_branch` is in force.
     pub use_custom_branch: bool,
+    /// Where and with how much its runs execute.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub execution: Placement,
     /// What clients send and read back and nothing here acts on.
     #[serde(default)]
     pub extras: Extras,

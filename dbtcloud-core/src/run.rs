@@ -19,6 +19,7 @@ pub use steps::{StepKind, StepPlan, plan_steps};
 pub use wait::{Wait, WaitCause, explain};
 
 use crate::audit::Actor;
+use crate::environment::Placement;
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::job::JobType;
 use crate::ports::LogPart;
@@ -159,6 +160,9 @@ pub struct RunSpec {
     /// What kind of job it is of.
     #[serde(default = "no_special_job")]
     pub job_type: JobType,
+    /// Where and with how much it executes.
+    #[serde(default, skip_serializing_if = "Placement::is_default")]
+    pub placement: Placement,
 }
 
 fn no_special_job() -> JobType {

@@ -6,7 +6,7 @@ use dbtcloud_core::account::Account;
 use dbtcloud_core::audit::Actor;
 use dbtcloud_core::catalog::{CatalogExt, Extras, Record};
 use dbtcloud_core::connection::{Connection, Credentials};
-use dbtcloud_core::environment::{DeploymentType, Environment, EnvironmentKind};
+use dbtcloud_core::environment::{DeploymentType, Environment, EnvironmentKind, Placement};
 use dbtcloud_core::job::Job;
 use dbtcloud_core::project::{GitAccess, Project, Repository};
 
@@ -149,6 +149,7 @@ impl ControlPlane {
             extended_attributes: None,
             custom_branch: None,
             use_custom_branch: false,
+            execution: Placement::default(),
             extras: Extras::new(),
         };
         let environment = catalog.create(account, &environment, now).await?;

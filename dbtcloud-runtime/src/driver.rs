@@ -102,6 +102,7 @@ async fn start(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
             memory_bytes: None,
             lifetime: Some(lifetime),
         },
+        placement: run.new.spec.placement.clone(),
     };
     failpoint::reached("driver", "start", "before");
     let started = plane.executor().start(&spec).await;

@@ -72,6 +72,7 @@ fn new_run(scheduled_for: Timestamp) -> NewRun {
         git_branch: None,
         git_sha: None,
         job_type: dbtcloud_core::job::JobType::Other,
+        placement: Default::default(),
     };
     NewRun {
         account: AccountId::new(1),

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::environment::Placement;
 use crate::error::{Error, Result};
 use crate::id::{AccountId, RunId, SessionId};
 use crate::ports::Mount;
@@ -101,7 +102,8 @@ pub struct ExecutionSpec {
     pub workload: Workload,
     /// The program and its arguments. No secret stands here.
     pub command: Vec<String>,
-    /// The whole environment of the process; nothing is inherited.
+    /// The environment of the process. Nothing of the starter's is inherited; beneath it may be what an image
+    /// or a container runtime sets (`PATH`, `HOME`, `HOSTNAME`).
     pub environment: BTreeMap<String, String>,
     /// A one-use ticket, handed over as `DBTCLOUD_TICKET`. The only secret that may pass here.
     pub ticket: Option<Secret>,
@@ -109,6 +111,9 @@ pub struct ExecutionSpec {
     pub mounts: Vec<Mount>,
     /// What it may use.
     pub limits: WorkloadLimits,
+    /// Where it runs, as whom, and with how much. What an executor has no notion of it passes over, and its
+    /// documentation says so.
+    pub placement: Placement,
 }
 
 /// How an execution ended.

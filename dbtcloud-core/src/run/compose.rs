@@ -79,6 +79,7 @@ impl Request<'_> {
                 .or_else(|| self.environment.branch().map(str::to_owned)),
             git_sha: self.trigger.git_sha.clone(),
             job_type: job.job_type,
+            placement: self.environment.execution.clone(),
         };
         Ok(NewRun {
             account: self.job.account,

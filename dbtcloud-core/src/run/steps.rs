@@ -79,6 +79,7 @@ pub struct StepPlan {
 ///     commands: vec!["dbt build".into()], generate_docs: true, source_freshness: false,
 ///     dbt_version: "latest".into(), threads: 4, target_name: "default".into(), schema: None,
 ///     timeout_seconds: 3600, git_branch: None, git_sha: None, job_type: JobType::Other,
+///     placement: Default::default(),
 /// };
 /// let names: Vec<_> = plan_steps(&spec, "Warehouse").into_iter().map(|step| step.name).collect();
 /// assert_eq!(names, [

@@ -1,7 +1,7 @@
 //! Environments.
 
 use dbtcloud_core::catalog::{Extras, Record};
-use dbtcloud_core::environment::{DeploymentType, Environment, EnvironmentKind};
+use dbtcloud_core::environment::{DeploymentType, Environment, EnvironmentKind, Placement};
 use dbtcloud_core::id::ProjectId;
 use serde_json::{Map, Value};
 
@@ -30,6 +30,7 @@ pub(crate) fn blank(project: ProjectId) -> Environment {
         extended_attributes: None,
         custom_branch: None,
         use_custom_branch: false,
+        execution: Placement::default(),
         extras: Extras::new(),
     }
 }
@@ -74,6 +75,7 @@ pub(crate) fn read(fields: &mut Fields, environment: &mut Environment) {
     fields.set_optional("extended_attributes_id", &mut environment.extended_attributes);
     fields.set_optional_text("custom_branch", &mut environment.custom_branch);
     fields.set("use_custom_branch", &mut environment.use_custom_branch);
+    execution(fields, &mut environment.execution);
     extras::read(fields, EXTRAS, &mut environment.extras);
     if environment.name.trim().is_empty() {
         fields.reject("name", "expected a name, got an empty text");
@@ -87,6 +89,22 @@ pub(crate) fn read(fields: &mut Fields, environment: &mut Environment) {
         .is_some_and(|branch| branch.starts_with('-'))
     {
         fields.reject("custom_branch", "expected the name of a branch");
+    }
+}
+
+/// Our own extension of dbt Cloud's environment: where its runs execute.
+fn execution(fields: &mut Fields, placement: &mut Placement) {
+    match fields.raw("execution").cloned() {
+        None => {}
+        Some(Value::Null) => *placement = Placement::default(),
+        Some(sent) => match Placement::parse("execution", &sent) {
+            Ok(sent) => *placement = sent,
+            Err(error) => {
+                let field = error.field().unwrap_or("execution").to_owned();
+                let told = error.to_string();
+                fields.reject(&field, told.strip_prefix(&format!("{field}: ")).unwrap_or(&told));
+            }
+        },
     }
 }
 
@@ -120,6 +138,12 @@ pub(crate) fn view(record: &Record<Environment>, api: Api) -> Map<String, Value>
         "custom_environment_variables": Value::Null,
         "fusion_readiness": Value::Null,
     };
+    if !record.execution.is_default() {
+        view.insert(
+            "execution".to_owned(),
+            serde_json::to_value(&record.execution).unwrap_or_default(),
+        );
+    }
     extras::show(&record.extras, EXTRAS, &mut view);
     view
 }

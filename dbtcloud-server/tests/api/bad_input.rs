@@ -326,6 +326,21 @@ async fn bad_catalog_objects_name_their_field() {
         ),
         (
             format!("{p}/environments/"),
+            json!({"name": "x", "execution": {"imge": "x"}}),
+            "execution.imge",
+        ),
+        (
+            format!("{p}/environments/"),
+            json!({"name": "x", "execution": {"resources": {"limits": {"memory": "much"}}}}),
+            "execution.resources.limits.memory",
+        ),
+        (
+            format!("{p}/environments/"),
+            json!({"name": "x", "execution": {"pod_overlay": {"spec": {"hostNetwork": true}}}}),
+            "execution.pod_overlay.spec.hostNetwork",
+        ),
+        (
+            format!("{p}/environments/"),
             json!({"name": "x", "credentials_id": foreign[0]["id"]}),
             "credentials_id",
         ),

@@ -292,6 +292,32 @@ async fn c17_undocumented_endpoints() {
     assert_eq!(world.ask("DELETE", &path, None).await.data()["state"], 2);
 }
 
+/// Ours: where an environment's runs execute is read back as it was sent, and is not there before.
+#[tokio::test]
+async fn an_environment_says_where_its_runs_execute() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let path = format!("/api/v3/accounts/{{a}}/environments/{}/", made.environment);
+    assert!(world.get(&path).await.get("execution").is_none());
+    let execution = json!({
+        "image": "registry.example/dbt:1.11",
+        "service_account": "analytics",
+        "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "2Gi"}},
+        "node_selector": {"pool": "spot"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "pod_overlay": {"spec": {"priorityClassName": "low"}},
+    });
+    let sent = world.post(&path, json!({"execution": execution})).await;
+    assert_eq!(
+        (&sent["execution"], &world.get(&path).await["execution"]),
+        (&execution, &execution)
+    );
+    world.post(&path, json!({"name": "Renamed"})).await;
+    assert_eq!(world.get(&path).await["execution"], execution);
+    world.post(&path, json!({"execution": null})).await;
+    assert!(world.get(&path).await.get("execution").is_none());
+}
+
 /// 18: the token's accounts, and subdomains that are null.
 #[tokio::test]
 async fn c18_the_account_list() {

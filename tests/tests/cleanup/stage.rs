@@ -329,6 +329,7 @@ fn new_run(account: i64, now: Timestamp) -> NewRun {
             git_branch: None,
             git_sha: None,
             job_type: JobType::Other,
+            placement: Default::default(),
         },
         scheduled_for: None,
         exclusive: false,

@@ -101,6 +101,7 @@ pub(crate) fn script(run: i64, text: &str) -> ExecutionSpec {
         ticket: None,
         mounts: Vec::new(),
         limits: WorkloadLimits::default(),
+        placement: Default::default(),
     }
 }
 

@@ -64,6 +64,7 @@ pub fn new_run(job: i64) -> NewRun {
             git_branch: None,
             git_sha: None,
             job_type: dbtcloud_core::job::JobType::Other,
+            placement: Default::default(),
         },
         scheduled_for: None,
         exclusive: true,

@@ -92,11 +92,13 @@ pub enum Mutation {
     ForgetWho,
     /// Entries of the audit log are shown to other accounts.
     ShowEntries,
+    /// Where a run is to execute is forgotten when it is queued.
+    ForgetPlacement,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -134,6 +136,7 @@ impl Mutation {
         Self::ShowDispatches,
         Self::ForgetWho,
         Self::ShowEntries,
+        Self::ForgetPlacement,
     ];
 }
 
@@ -246,7 +249,7 @@ impl State {
             return Ok(Enqueued::Existing(existing.run.clone()));
         }
         self.counters.run += 1;
-        let run = Run {
+        let mut run = Run {
             id: Month::of(now).run_id(self.counters.run),
             new: new.clone(),
             status: RunStatus::Queued,
@@ -268,6 +271,9 @@ impl State {
             logs_expired_at: None,
             artifacts_expired_at: None,
         };
+        if self.breaks(Mutation::ForgetPlacement) {
+            run.new.spec.placement = Default::default();
+        }
         let mut stored = StoredRun {
             run: run.clone(),
             epoch: 0,

@@ -112,6 +112,7 @@ pub fn plain_spec(id: ExecutionId) -> ExecutionSpec {
         ticket: None,
         mounts: Vec::new(),
         limits: WorkloadLimits::default(),
+        placement: Default::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Nouns for cases to work with, and the steps that many of them begin with.
 
 use bytes::Bytes;
+use dbtcloud_core::environment::Placement;
 use dbtcloud_core::error::{ErrorKind, Result};
 use dbtcloud_core::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId};
 use dbtcloud_core::ports::{Batch, Claimed, EventBody, Fence, Holder, LogChunk, Owner, RunChange, RunPatch};
@@ -57,6 +58,11 @@ pub(super) fn new_run(account: AccountId, job: JobId) -> NewRun {
             git_branch: None,
             git_sha: None,
             job_type: dbtcloud_core::job::JobType::Other,
+            placement: Placement {
+                image: Some("registry.example/dbt:1.10".to_owned()),
+                pod_overlay: Some(serde_json::json!({"spec": {"priorityClassName": "low"}})),
+                ..Placement::default()
+            },
         },
         scheduled_for: None,
         exclusive: true,

@@ -43,6 +43,8 @@ const WATCHDOG_PATIENCE: Duration = Duration::from_secs(3);
 /// - **Mounts**: a process sees a directory where it is, so source and target are the same path.
 /// - **Output**: stdout and stderr go to `output.log`, cut by `observe` when it is beyond 1 MiB; the last
 ///   2 KiB are told in the message of an exit that is not 0.
+/// - **Placement**: a process has no image, service account, node or resources of its own: all of it is
+///   passed over.
 /// - **Working directory**: an empty one of its own, gone with `remove`.
 ///
 /// Under systemd, a restart of the service kills everything in its control group unless the unit says
@@ -69,6 +71,7 @@ const WATCHDOG_PATIENCE: Duration = Duration::from_secs(3);
 ///         ticket: None,
 ///         mounts: Vec::new(),
 ///         limits: WorkloadLimits::default(),
+///         placement: Default::default(),
 ///     })
 ///     .await?;
 /// let exit = loop {

@@ -214,6 +214,7 @@ mod tests {
             ticket: None,
             mounts: Vec::new(),
             limits: WorkloadLimits::default(),
+            placement: Default::default(),
         }
     }
 
