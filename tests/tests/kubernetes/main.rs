@@ -1,0 +1,3 @@
+//! What runs on a Kubernetes cluster. `tests/run kubernetes` brings one up; with `KUBECONFIG` set it takes that one.
+
+mod smoke;
