@@ -1,6 +1,9 @@
 //! Processes of this machine, by what they were started with. Tests end processes by id, never by name.
 
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -45,6 +48,28 @@ impl Process {
             .is_some_and(|program| program.ends_with("/dbtcloud"));
         program && self.command.get(1).is_some_and(|role| role == "agent")
     }
+}
+
+/// Runs a command to its end. One that has not ended by itself within `limit` is killed, and has no exit code.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn ended_within(command: &mut Command, limit: Duration) -> Output {
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    let (ended, waiting) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if waiting.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(ended);
+    output
 }
 
 /// Living processes whose arguments or environment mention `directory`, this one left out.

@@ -421,7 +421,10 @@ async fn bootstrap(settings: &Settings, args: BootstrapArgs) -> anyhow::Result<E
         first_name: args.first_name,
         last_name: args.last_name,
     };
-    match bootstrap.run(&storage, SystemClock.now()).await.map_err(told)? {
+    let made = bootstrap.run(&storage, SystemClock.now()).await;
+    // SQLite's file is whole again when the last connection has closed.
+    storage.close().await;
+    match made.map_err(told)? {
         Some(made) if args.json => {
             let made = serde_json::json!({
                 "account_id": made.account.id.get(),

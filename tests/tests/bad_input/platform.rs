@@ -10,6 +10,7 @@ use dbtcloud_tests::disk::SmallDisk;
 use dbtcloud_tests::fake;
 use dbtcloud_tests::installation::{Installation, binary, key_file};
 use dbtcloud_tests::postgres::{self, Cluster, GUARDED_ROLE};
+use dbtcloud_tests::processes::ended_within;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -21,12 +22,12 @@ const STRANGER: &str = "stranger";
 
 /// Starts a server that cannot be, and holds it to the rule: exit code 1, one error that says this, and no password.
 fn refused(data: &Path, key: &str, database_url: &str, what: &str) {
-    let output = Command::new(binary())
+    let mut command = Command::new(binary());
+    command
         .args(["serve", "--listen", "127.0.0.1:0", "--key-file", key, "--data-dir"])
         .arg(data)
-        .args(["--database-url", database_url])
-        .output()
-        .unwrap();
+        .args(["--database-url", database_url]);
+    let output = ended_within(&mut command, LIMIT);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{database_url}: {said}");
     let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -102,13 +103,28 @@ fn a_database_that_cannot_be_used_ends_the_start_with_what_to_do() {
     let text = home.path().join("text");
     std::fs::write(&text, "no database ".repeat(1_000)).unwrap();
     try_it(&format!("sqlite://{}", text.display()), "no database; restore a backup");
-    let disk = SmallDisk::mount(&home.path().join("disk"), 8);
-    let file = format!("sqlite://{}", disk.path().join("dbtcloud.db").display());
-    let whole = Installation::with(&["--database-url", &file]);
-    disk.read_only();
-    try_it(&file, "whether the file system can be written");
-    refused(&disk.path().join("data"), &key, &file, "cannot make the directory");
-    drop(whole);
+}
+
+/// A database that was closed cannot be opened there; of one whose server was killed the log is beside it, and SQLite
+/// would begin to write.
+#[tokio::test]
+async fn a_read_only_disk_ends_the_start_however_the_database_was_left() {
+    for killed in [false, true] {
+        let home = tempfile::tempdir().unwrap();
+        let (data, key) = (home.path().join("data"), key_file(home.path()));
+        let disk = SmallDisk::mount(&home.path().join("disk"), 8);
+        let path = disk.path().join("dbtcloud.db");
+        let file = format!("sqlite://{}", path.display());
+        let mut left = Installation::with(&["--database-url", &file]);
+        if killed {
+            left.start().await;
+            left.kill_server();
+        }
+        assert_eq!(disk.path().join("dbtcloud.db-wal").exists(), killed);
+        disk.read_only();
+        refused(&data, &key, &file, "whether the file system can be written");
+        refused(&disk.path().join("data"), &key, &file, "cannot make the directory");
+    }
 }
 
 async fn ready(installation: &Installation) -> (u16, Value) {

@@ -133,7 +133,9 @@ fn judge_sqlite(code: i32, message: &str) -> Error {
     // The low byte is the kind, the rest says more.
     match code & 0xff {
         5 | 6 => Error::unavailable("database: the file is locked by another process"),
-        8 => Error::unavailable("database: the file is read-only; check its owner and the file system"),
+        8 => Error::unavailable(
+            "database: the file is read-only; check its owner and whether the file system can be written",
+        ),
         9 => Error::unavailable("database: interrupted"),
         10 => Error::unavailable("database: the disk failed to read or write; check the file system"),
         13 => Error::unavailable("database: the disk is full; make room on it"),

@@ -58,12 +58,15 @@ const RECORD: Sql = Sql::both("INSERT INTO schema_migrations (number, name) VALU
 const RECORD_OLDEST: Sql = Sql::both("INSERT INTO schema_migrations (number, name, oldest_binary) VALUES ($1, $2, $3)");
 const OLDEST: Sql = Sql::both("SELECT max(oldest_binary) AS oldest FROM schema_migrations");
 
-/// SQLite tells when a transaction that writes begins.
+/// SQLite lets a transaction begin as one that writes on a file that can only be read: see [`WRITE_NOTHING`].
 const READ_ONLY: Sql = Sql::each(
     "SELECT count(*) AS refused FROM (SELECT current_setting('transaction_read_only')) AS told (answer) \
         WHERE answer = 'on'",
     "SELECT 0 AS refused",
 );
+
+/// Refused where nothing can be written.
+const WRITE_NOTHING: Sql = Sql::both("UPDATE schema_migrations SET number = number WHERE number < 0");
 
 /// The step that adds the column `oldest_binary`.
 const HAS_OLDEST: u32 = 3;
@@ -149,7 +152,7 @@ impl SqlStorage {
         Ok(())
     }
 
-    /// `Ok` when the database can be written. Changes nothing. Errors: `Unavailable` when it is read-only or does
+    /// `Ok` when the database can be written; it must have been migrated. Changes nothing. Errors: `Unavailable` when it is read-only or does
     /// not answer.
     pub async fn check_writable(&self) -> Result<()> {
         let mut reader = self.database.read().await?;
@@ -158,7 +161,8 @@ impl SqlStorage {
         }
         drop(reader);
         if self.engine() == Engine::Sqlite {
-            drop(self.database.begin().await?);
+            let mut work = self.database.begin().await?;
+            work.link().execute(&WRITE_NOTHING, args![]).await?;
         }
         Ok(())
     }
