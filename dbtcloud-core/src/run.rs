@@ -242,6 +242,32 @@ pub struct Run {
 }
 
 impl Run {
+    /// A run as it is when it has just been queued.
+    pub const fn queued(id: RunId, new: NewRun, now: Timestamp) -> Self {
+        Self {
+            id,
+            new,
+            status: RunStatus::Queued,
+            attempt: 0,
+            created_at: now,
+            updated_at: now,
+            dequeued_at: None,
+            started_at: None,
+            finished_at: None,
+            heartbeat_at: None,
+            cancel_requested_at: None,
+            git_branch: None,
+            git_sha: None,
+            dbt_version: None,
+            message: None,
+            artifacts_saved: false,
+            has_docs: false,
+            has_sources: false,
+            logs_expired_at: None,
+            artifacts_expired_at: None,
+        }
+    }
+
     /// Moves the run to `to` because of `event`, with all that follows from it; whether the status is
     /// another one now.
     pub fn advance(&mut self, to: RunStatus, event: RunEvent, at: Timestamp) -> bool {

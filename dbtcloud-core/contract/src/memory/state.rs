@@ -249,28 +249,7 @@ impl State {
             return Ok(Enqueued::Existing(existing.run.clone()));
         }
         self.counters.run += 1;
-        let mut run = Run {
-            id: Month::of(now).run_id(self.counters.run),
-            new: new.clone(),
-            status: RunStatus::Queued,
-            attempt: 0,
-            created_at: now,
-            updated_at: now,
-            dequeued_at: None,
-            started_at: None,
-            finished_at: None,
-            heartbeat_at: None,
-            cancel_requested_at: None,
-            git_branch: None,
-            git_sha: None,
-            dbt_version: None,
-            message: None,
-            artifacts_saved: false,
-            has_docs: false,
-            has_sources: false,
-            logs_expired_at: None,
-            artifacts_expired_at: None,
-        };
+        let mut run = Run::queued(Month::of(now).run_id(self.counters.run), new.clone(), now);
         if self.breaks(Mutation::ForgetPlacement) {
             run.new.spec.placement = Default::default();
         }

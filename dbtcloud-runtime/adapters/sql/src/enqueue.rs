@@ -197,7 +197,7 @@ pub(crate) async fn all(link: &mut Link<'_>, news: &[&NewRun], now: Timestamp) -
         answers.push(match made.get(&place) {
             Some(id) => {
                 audit::note_trigger(link, *id, new, now).await?;
-                Enqueued::Created(queued(*id, new, now))
+                Enqueued::Created(Run::queued(*id, (*new).clone(), now))
             }
             None => {
                 // The other transaction has committed: the insert waited for it.
@@ -243,31 +243,6 @@ async fn give_way(
         waiting.insert((new.job, line.key()), newer);
     }
     Ok(())
-}
-
-fn queued(id: RunId, new: &NewRun, now: Timestamp) -> Run {
-    Run {
-        id,
-        new: new.clone(),
-        status: RunStatus::Queued,
-        attempt: 0,
-        created_at: now,
-        updated_at: now,
-        dequeued_at: None,
-        started_at: None,
-        finished_at: None,
-        heartbeat_at: None,
-        cancel_requested_at: None,
-        git_branch: None,
-        git_sha: None,
-        dbt_version: None,
-        message: None,
-        artifacts_saved: false,
-        has_docs: false,
-        has_sources: false,
-        logs_expired_at: None,
-        artifacts_expired_at: None,
-    }
 }
 
 /// A connection of the caller's, in whatever transaction it is. Made `From` a `&mut sqlx::PgConnection` or a
