@@ -185,6 +185,7 @@ impl Scheduler {
         due.rotate_left(start % length);
         let mut cache = Cache::default();
         cache.jobs(&self.plane, &due).await?;
+        let accounts: BTreeMap<_, _> = due.iter().map(|entry| (entry.job, entry.account)).collect();
         let mut firings = Vec::with_capacity(due.len());
         for entry in due {
             let prepared = self.prepare(&entry, now, &mut cache).await;
@@ -194,16 +195,12 @@ impl Scheduler {
         for some in firings.chunks(FIRE_LIMIT) {
             match self.fire(some, now).await {
                 Ok(count) => fired += count,
-                Err(error) if error.kind() == ErrorKind::Unavailable || some.len() == 1 => {
-                    let account = some[0].run.as_ref().map_or(AccountId::new(0), |run| run.account);
-                    fired += cannot_fire(account, some[0].job, Err(error))?.unwrap_or(0);
-                }
+                Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 // One of them cannot be stored: the others fire without it.
                 Err(_) => {
                     for one in some {
-                        let account = one.run.as_ref().map_or(AccountId::new(0), |run| run.account);
                         let count = self.fire(std::slice::from_ref(one), now).await;
-                        fired += cannot_fire(account, one.job, count)?.unwrap_or(0);
+                        fired += cannot_fire(accounts[&one.job], one.job, count)?.unwrap_or(0);
                     }
                 }
             }
