@@ -72,6 +72,36 @@ impl Work<'_> {
     pub fn is_stopping(&self) -> bool {
         self.stop.is_cancelled()
     }
+
+    /// Lets go of all that `count` counts, a page at a time; a dry run counts.
+    async fn purge<F>(
+        &self,
+        swept: &mut Swept,
+        count: impl Future<Output = Result<u64>>,
+        mut forget: impl FnMut() -> F,
+    ) -> Result<()>
+    where
+        F: Future<Output = Result<u64>>,
+    {
+        if !self.acts() {
+            let old = count.await?;
+            (swept.examined, swept.done) = (old, old);
+            return Ok(());
+        }
+        for _ in 0..PAGES {
+            let gone = forget().await?;
+            swept.examined += gone;
+            swept.done += gone;
+            if gone == 0 {
+                return Ok(());
+            }
+            if self.is_stopping() {
+                break;
+            }
+        }
+        swept.more = true;
+        Ok(())
+    }
 }
 
 /// What one sweep saw and did.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dbtcloud_core::Result;
 
-use super::{Chore, PAGE, PAGES, Swept, Work};
+use super::{Chore, PAGE, Swept, Work};
 
 /// How long it is kept that something was sent (dbt Cloud's rule).
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -34,20 +34,8 @@ impl Chore for PurgeDispatches {
 
     async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()> {
         let (dispatches, before) = (work.plane.dispatches(), work.now.minus(KEPT));
-        if !work.acts() {
-            let old = dispatches.old_dispatches(before).await?;
-            (swept.examined, swept.done) = (old, old);
-            return Ok(());
-        }
-        for _ in 0..PAGES {
-            let gone = dispatches.forget_dispatches(before, PAGE).await?;
-            swept.examined += gone;
-            swept.done += gone;
-            if gone == 0 {
-                return Ok(());
-            }
-        }
-        swept.more = true;
-        Ok(())
+        let count = dispatches.old_dispatches(before);
+        work.purge(swept, count, || dispatches.forget_dispatches(before, PAGE))
+            .await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dbtcloud_core::Result;
 
-use super::{Chore, PAGE, PAGES, Swept, Work};
+use super::{Chore, PAGE, Swept, Work};
 use crate::scheduler::PRESENCE;
 
 /// How long the sign of a scheduler that is gone is kept.
@@ -35,20 +35,7 @@ impl Chore for PurgeLeases {
 
     async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()> {
         let (leases, before) = (work.plane.leases(), work.now.minus(KEPT));
-        if !work.acts() {
-            let over = leases.over(PRESENCE, before).await?;
-            (swept.examined, swept.done) = (over, over);
-            return Ok(());
-        }
-        for _ in 0..PAGES {
-            let gone = leases.purge(PRESENCE, before, PAGE).await?;
-            swept.examined += gone;
-            swept.done += gone;
-            if gone == 0 {
-                return Ok(());
-            }
-        }
-        swept.more = true;
-        Ok(())
+        let count = leases.over(PRESENCE, before);
+        work.purge(swept, count, || leases.purge(PRESENCE, before, PAGE)).await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dbtcloud_core::Result;
 
-use super::{Chore, PAGE, PAGES, Swept, Work};
+use super::{Chore, PAGE, Swept, Work};
 
 /// How long tickets of ended runs are kept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -34,20 +34,7 @@ impl Chore for PurgeTickets {
 
     async fn sweep(&self, work: &Work<'_>, swept: &mut Swept) -> Result<()> {
         let (tickets, before) = (work.plane.tickets(), work.now.minus(KEPT));
-        if !work.acts() {
-            let spent = tickets.spent(before).await?;
-            (swept.examined, swept.done) = (spent, spent);
-            return Ok(());
-        }
-        for _ in 0..PAGES {
-            let gone = tickets.purge(before, PAGE).await?;
-            swept.examined += gone;
-            swept.done += gone;
-            if gone == 0 {
-                return Ok(());
-            }
-        }
-        swept.more = true;
-        Ok(())
+        work.purge(swept, tickets.spent(before), || tickets.purge(before, PAGE))
+            .await
     }
 }
