@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -418,12 +418,19 @@ pub(crate) fn alone(data_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// Whether a key file can be read by more than it should. What root mounts for a process that is not root's, as a
+/// kubelet does, is read by way of its group.
+fn is_open(mode: u32, owner: u32, user: u32) -> bool {
+    let mounted = owner == 0 && user != 0;
+    mode & if mounted { 0o037 } else { 0o077 } != 0
+}
+
 /// The text of the key file. An embedded server makes one when it has none; others must be given theirs, for
 /// a key that only one of them has would lose the secrets of the rest.
 fn key_text(settings: &Settings) -> anyhow::Result<String> {
     let path = &settings.key_file;
     match std::fs::metadata(path) {
-        Ok(meta) if meta.permissions().mode() & 0o077 != 0 => bail!(
+        Ok(meta) if is_open(meta.permissions().mode(), meta.uid(), nix::unistd::geteuid().as_raw()) => bail!(
             "key file {} can be read by others: expected mode 0600, got {:04o}; run chmod 600",
             path.display(),
             meta.permissions().mode() & 0o7777
@@ -467,6 +474,15 @@ mod tests {
                 scope.spawn(|| (0..500).for_each(|_| private_directory(dir.path()).unwrap()));
             }
         });
+    }
+
+    #[test]
+    fn a_mounted_key_may_be_read_by_the_group_it_was_mounted_for() {
+        let (root, user) = (0, 65532);
+        assert!(!is_open(0o100_600, user, user));
+        assert!(is_open(0o100_640, user, user) && is_open(0o100_640, root, root));
+        assert!(!is_open(0o100_440, root, user));
+        assert!(is_open(0o100_460, root, user) && is_open(0o100_444, root, user));
     }
 
     #[test]

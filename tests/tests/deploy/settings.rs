@@ -1,0 +1,104 @@
+//! What the chart tells the servers, asked of the binary itself: it knows every variable and takes every value.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use dbtcloud_server::config::KEYS;
+use dbtcloud_tests::installation::binary;
+use dbtcloud_tests::project::workspace;
+use serde_json::Value;
+
+use crate::render::{VALUES, containers, pods, render};
+
+/// Settings that have a value of their own in the chart, so that they are not among its `settings`.
+const OWN: [&str; 19] = [
+    "agent_ca",
+    "agent_url",
+    "app_url",
+    "artifacts_url",
+    "data_dir",
+    "database_listen_url",
+    "database_password_file",
+    "database_url",
+    "drain_seconds",
+    "executor",
+    "key_file",
+    "listen",
+    "migrate",
+    "public_url",
+    "role",
+    "tls_cert",
+    "tls_key",
+    "tls_listen",
+    "trusted_proxies",
+];
+
+/// Variables of the executor, which the binary is about to learn.
+const NOT_YET: [&str; 2] = ["DBTCLOUD_EXECUTOR", "DBTCLOUD_KUBERNETES_"];
+
+fn known() -> BTreeSet<String> {
+    let output = Command::new(binary()).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let names = help
+        .split("[env: ")
+        .skip(1)
+        .map(|rest| rest.split(['=', ']']).next().unwrap().to_owned());
+    names.collect()
+}
+
+/// Name and value of the variables of ours that a container has.
+fn variables(container: &Value) -> Vec<(String, String)> {
+    let all = container["env"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    all.iter()
+        .map(|variable| (text(&variable["name"]), text(&variable["value"])))
+        .filter(|(name, _)| name.starts_with("DBTCLOUD_"))
+        .filter(|(name, _)| !NOT_YET.iter().any(|prefix| name.starts_with(prefix)))
+        .collect()
+}
+
+#[test]
+fn the_binary_knows_every_variable_and_takes_every_value() {
+    let known = known();
+    let mut looked = 0;
+    for values in VALUES {
+        for (title, pod) in pods(&render(values)) {
+            for container in containers(&pod) {
+                let variables = variables(&container);
+                if variables.is_empty() {
+                    continue;
+                }
+                for (name, _) in &variables {
+                    assert!(known.contains(name), "{values} {title}: {name} is no setting");
+                }
+                let names: BTreeSet<&String> = variables.iter().map(|(name, _)| name).collect();
+                assert_eq!(names.len(), variables.len(), "{values} {title}: one is said twice");
+                let mut check = Command::new(binary());
+                check.args(["config", "check"]).env_clear().envs(variables);
+                let output = check.output().unwrap();
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success(), "{values} {title}: {said}");
+                looked += 1;
+            }
+        }
+    }
+    assert!(looked > 12, "only {looked} containers were looked at");
+}
+
+/// The schema's `settings` are the binary's, without those that the chart says itself.
+#[test]
+fn the_schema_knows_every_setting() {
+    let schema = std::fs::read_to_string(workspace().join("examples/deploy/helm/values.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(&schema).unwrap();
+    let told: BTreeSet<&str> = schema["properties"]["settings"]["properties"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    let expected: BTreeSet<&str> = KEYS
+        .into_iter()
+        .filter(|key| !OWN.contains(key) && !key.starts_with("kubernetes_"))
+        .collect();
+    assert_eq!(told, expected);
+}
