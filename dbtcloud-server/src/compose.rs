@@ -166,6 +166,8 @@ pub async fn compose(
     let at = |name: &str| settings.data_dir.join(name);
     let artifacts = artifacts(settings).await?;
     let executor = LocalExecutor::new(at("executions")).map_err(told)?;
+    #[cfg(feature = "failpoints")]
+    let executor = crate::twice::Twice(executor);
     let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
     private_directory(&at("work"))?;
     private_directory(&at("cache"))?;
@@ -355,8 +357,13 @@ fn agent_environment(
 }
 
 fn inherited(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
-    let wanted =
-        |name: &str| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let wanted = |name: &str| {
+        #[cfg(feature = "failpoints")]
+        if [crate::twice::CALLS, crate::twice::SEEN].contains(&name) {
+            return true;
+        }
+        INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
     environment.filter(|(name, _)| wanted(name)).collect()
 }
 

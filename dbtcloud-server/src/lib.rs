@@ -37,6 +37,8 @@ pub mod telemetry;
 mod tls;
 #[cfg(feature = "cli")]
 pub mod transfer;
+#[cfg(feature = "failpoints")]
+pub mod twice;
 
 mod call;
 mod gateway;

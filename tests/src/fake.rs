@@ -14,7 +14,7 @@ pub const LINES: u32 = 200;
 /// The interpreter of the environment: runs the project's script in place of dbt.
 const INTERPRETER: &str = "#!/bin/bash\nshift 7\nexec bash ./fake.sh \"$@\"\n";
 /// What stands in for dbt: `run-operation` lasts, `run --select FILE` says its lines slowly until there is such a file,
-/// everything else is quick.
+/// `test` fails, everything else is quick.
 const SCRIPT: &str = r#"
 [ "$1" = run-operation ] && sleep 20
 for ((i = 0; i < LINES; i++)); do
@@ -23,6 +23,8 @@ for ((i = 0; i < LINES; i++)); do
 done
 mkdir -p "$DBT_TARGET_PATH"
 echo '{"metadata": {}, "results": []}' > "$DBT_TARGET_PATH/run_results.json"
+[ "$1" = test ] && echo '{"nodes": {}}' > "$DBT_TARGET_PATH/manifest.json" && exit 1
+exit 0
 "#;
 
 /// What stands in for dbt where somebody looks whether it ran once: it writes down when it begins, works and ends, by

@@ -12,7 +12,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use dbtcloud_core::secret::Secret;
-use dbtcloud_core::{Error, ErrorKind, Result};
+use dbtcloud_core::{Error, ErrorKind, Result, failpoint};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use rand::Rng as _;
@@ -207,11 +207,14 @@ impl Uplink {
         let deadline = Instant::now() + REDEEM_LIMIT;
         let mut backoff = Backoff::default();
         loop {
-            let mut request = self.request(Method::POST, &["redeem"], ask.clone().into())?;
-            let headers = request.headers_mut();
-            headers.remove(AUTHORIZATION);
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            match self.ask(request, ANSWER_LIMIT, "plan").await {
+            let send = || async {
+                let mut request = self.request(Method::POST, &["redeem"], ask.clone().into())?;
+                let headers = request.headers_mut();
+                headers.remove(AUTHORIZATION);
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                self.ask(request, ANSWER_LIMIT, "plan").await
+            };
+            match failpoint::call("agent", "redeem", send).await {
                 Err(error) if error.retryable() && Instant::now() < deadline => {
                     tracing::warn!(error = %error.chain(), "ticket could not be redeemed yet");
                     backoff.pause().await;
@@ -223,12 +226,19 @@ impl Uplink {
 
     /// Sends a report once.
     pub(super) async fn report(&self, frame: Bytes) -> Result<ReportAck> {
-        let request = self.request(Method::POST, &["report"], frame.into())?;
-        self.ask(request, ANSWER_LIMIT, "acknowledgement").await
+        let send = || async {
+            let request = self.request(Method::POST, &["report"], frame.clone().into())?;
+            self.ask(request, ANSWER_LIMIT, "acknowledgement").await
+        };
+        failpoint::call("agent", "report", send).await
     }
 
     /// Sends a file once, to `parts` below `/agent/v1`.
     pub(super) async fn put(&self, parts: &[&str], file: &Path) -> Result<Stored> {
+        failpoint::call("agent", "put", || self.put_once(parts, file)).await
+    }
+
+    async fn put_once(&self, parts: &[&str], file: &Path) -> Result<Stored> {
         let cannot = |e: std::io::Error| Error::corrupt(format!("{} cannot be read", file.display())).because(e);
         let open = tokio::fs::File::open(file).await.map_err(cannot)?;
         let bytes = open.metadata().await.map_err(cannot)?.len();
@@ -240,11 +250,14 @@ impl Uplink {
 
     /// Fetches a file of the state into `to`, once. A part of a file is never left behind.
     pub(super) async fn get_state(&self, file: &str, to: &Path) -> Result<()> {
-        let request = self.request(Method::GET, &["state", file], Body::empty())?;
+        let ask = || async {
+            let request = self.request(Method::GET, &["state", file], Body::empty())?;
+            self.answer(request).await
+        };
         let cannot = |e: std::io::Error| Error::corrupt(format!("{} cannot be written", to.display())).because(e);
         let part = to.with_extension("part");
         let fetch = async {
-            let mut body = self.answer(request).await?.into_body();
+            let mut body = failpoint::call("agent", "state", ask).await?.into_body();
             let mut out = tokio::fs::File::create(&part).await.map_err(cannot)?;
             while let Some(frame) = body.frame().await {
                 if let Ok(piece) = frame.map_err(unreachable)?.into_data() {

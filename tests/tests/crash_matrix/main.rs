@@ -1,8 +1,10 @@
 //! The real server is killed at every place that has a name: before and after every commit and every act on the
-//! outside. It is started again, settles, and the database is asked whether anything is missing.
+//! outside. It is started again, settles, and the database is asked whether anything is missing. And every call of an
+//! executor and every request of an agent is made twice.
 
 mod points;
 mod stage;
+mod twice;
 
 use dbtcloud_tests::postgres;
 use stage::{Base, Stage};
@@ -49,4 +51,14 @@ async fn nothing_is_lost_at_any_place_on_sqlite() {
 #[tokio::test]
 async fn nothing_is_lost_at_any_place_on_postgres() {
     matrix(Base::Postgres(postgres::database())).await;
+}
+
+#[tokio::test]
+async fn what_arrives_twice_is_done_once_on_sqlite() {
+    twice::each_way(Base::Sqlite).await;
+}
+
+#[tokio::test]
+async fn what_arrives_twice_is_done_once_on_postgres() {
+    twice::each_way(Base::Postgres(postgres::database())).await;
 }

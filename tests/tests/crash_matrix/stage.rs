@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Row as _};
 
 /// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What a log may say around a kill: others find the server gone, and it finds what the dead one left.
 const EXPECTED: [&str; 6] = [
@@ -63,7 +63,7 @@ pub enum Base {
 /// An installation with three jobs: one that people set off, one that the clock does, one that is stopped.
 pub struct Stage {
     base: Base,
-    installation: Installation,
+    pub installation: Installation,
     quick: i64,
     scheduled: i64,
     slow: i64,
@@ -125,7 +125,7 @@ impl Stage {
     }
 
     /// The first column of what a statement answers, as text.
-    async fn ask(&self, statement: &str) -> Vec<String> {
+    pub async fn ask(&self, statement: &str) -> Vec<String> {
         match &self.base {
             Base::Postgres(database) => {
                 let answer = database.ask(statement);
@@ -149,7 +149,7 @@ impl Stage {
     }
 
     /// What time alone would do: leases of the dead run out, and so do deliveries that they had taken.
-    async fn let_time_pass(&self) {
+    pub async fn let_time_pass(&self) {
         for statement in [
             "UPDATE run_queue SET lease_until = 1 WHERE lease_until IS NOT NULL",
             "UPDATE leases SET held_until = 1 WHERE held_until IS NOT NULL",
@@ -194,13 +194,13 @@ impl Stage {
         self.installation.ended().is_none()
     }
 
-    async fn post(&mut self, path: &str, body: &Value) -> Option<Value> {
+    pub async fn post(&mut self, path: &str, body: &Value) -> Option<Value> {
         let answer = self.installation.api().send(Method::POST, path, Some(body)).await;
         let (status, body) = answer.ok()?;
         status.is_success().then(|| body["data"].clone())
     }
 
-    async fn trigger(&mut self, job: i64) -> Option<i64> {
+    pub async fn trigger(&mut self, job: i64) -> Option<i64> {
         let path = format!("v2/accounts/{{a}}/jobs/{job}/run/");
         let run = self.post(&path, &json!({"cause": "test"})).await?["id"].as_i64()?;
         self.promised.insert(run);
@@ -224,7 +224,7 @@ impl Stage {
 
     /// Everything that a server has to do, as far as it lives: it starts, a schedule fires, runs are set off, one is
     /// stopped, the agent of one is killed, all end, a job is edited, and it is asked to stop.
-    async fn work(&mut self) {
+    pub async fn work(&mut self) {
         self.grow_old().await;
         self.come_due().await;
         self.installation.spawn();
@@ -270,7 +270,7 @@ impl Stage {
     }
 
     /// Waits until no run is open, or the server is dead.
-    async fn until_idle(&mut self) {
+    pub async fn until_idle(&mut self) {
         let began = Instant::now();
         while self.is_up() {
             let open = self.ask("SELECT CAST(run_id AS TEXT) FROM run_queue").await;
@@ -324,7 +324,6 @@ impl Stage {
         self.let_time_pass().await;
         self.installation.start().await;
         let began = Instant::now();
-        let slow = self.slow;
         loop {
             // What is still to be told of a run can begin another one, and so can a hand that is due.
             let open = self
@@ -341,17 +340,22 @@ impl Stage {
                 break;
             }
             assert!(began.elapsed() < LIMIT, "{point}: still open: {open:?}");
-            // Nobody waits for a run that only sleeps.
-            let asleep =
-                format!("SELECT CAST(run_id AS TEXT) FROM run_queue WHERE job_id = {slow} AND state <> 'cancelling'");
-            for run in self.numbers(&asleep).await {
-                self.post(&format!("v2/accounts/{{a}}/runs/{run}/cancel/"), &json!({}))
-                    .await;
-            }
+            self.stop_sleepers().await;
             tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.check(point).await;
         self.installation.stop().await;
+    }
+
+    /// Nobody waits for a run that only sleeps.
+    pub async fn stop_sleepers(&mut self) {
+        let slow = self.slow;
+        let asleep =
+            format!("SELECT CAST(run_id AS TEXT) FROM run_queue WHERE job_id = {slow} AND state <> 'cancelling'");
+        for run in self.numbers(&asleep).await {
+            self.post(&format!("v2/accounts/{{a}}/runs/{run}/cancel/"), &json!({}))
+                .await;
+        }
     }
 
     async fn check(&self, point: &str) {
@@ -384,6 +388,13 @@ impl Stage {
                  AND body LIKE '%\"run\"%' AND body LIKE '%\"' || status || '\"%')",
             ),
             (
+                "runs that ended twice",
+                "SELECT CAST(run_id AS TEXT) FROM journal WHERE body LIKE '%\"type\":\"run\"%' \
+                 AND (body LIKE '%\"status\":\"success\"%' OR body LIKE '%\"status\":\"warned\"%' \
+                   OR body LIKE '%\"status\":\"error\"%' OR body LIKE '%\"status\":\"cancelled\"%') \
+                 GROUP BY run_id HAVING count(*) > 1",
+            ),
+            (
                 "runs whose steps are not whole in the database",
                 "SELECT CAST(run_id AS TEXT) FROM run_steps s WHERE log_bytes - log_first <> coalesce((SELECT sum(length) \
                  FROM log_chunks c WHERE c.run_id = s.run_id AND c.step_index = s.step_index), 0)",
@@ -412,7 +423,9 @@ impl Stage {
     async fn check_logs(&self, point: &str) {
         let newest = self
             .ask(&format!(
-                "SELECT CAST(id AS TEXT) FROM runs WHERE status = 'success' AND id > {LONG_AGO} ORDER BY id DESC LIMIT 3"
+                "SELECT CAST(id AS TEXT) FROM runs WHERE status = 'success' AND id > {LONG_AGO} \
+                 AND job_id IN ({}, {}) ORDER BY id DESC LIMIT 3",
+                self.quick, self.scheduled
             ))
             .await;
         for run in newest {
