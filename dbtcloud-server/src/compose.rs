@@ -76,14 +76,14 @@ pub struct Composed {
 /// # Errors
 /// What cannot be reached, without the URL.
 pub async fn connect(settings: &Settings) -> anyhow::Result<SqlStorage> {
+    if settings.is_embedded() {
+        private_directory(&settings.data_dir)?;
+    }
     connect_as(settings, "command", &instance()).await
 }
 
 /// The same as a process that the server shows by what it does and by its name.
-async fn connect_as(settings: &Settings, role: &str, instance: &str) -> anyhow::Result<SqlStorage> {
-    if settings.is_embedded() {
-        private_directory(&settings.data_dir)?;
-    }
+pub(crate) async fn connect_as(settings: &Settings, role: &str, instance: &str) -> anyhow::Result<SqlStorage> {
     let database = &settings.database;
     let mut options = SqlOptions::new()
         .with_application_name(format!("dbtcloud/{role}/{instance}"))
@@ -160,9 +160,10 @@ pub async fn compose(
         .map_err(told)
         .context("the database cannot be used by this version")?;
     storage.check_writable().await.map_err(told)?;
-    let vault = KeyringVault::from_text(&key_text(settings)?)
-        .map_err(told)
-        .with_context(|| format!("key file {} cannot be used", settings.key_file.display()))?;
+    let vault = match key_ring(settings)? {
+        Some(ring) => ring,
+        None => made_key_ring(settings)?,
+    };
     let at = |name: &str| settings.data_dir.join(name);
     let artifacts = artifacts(settings).await?;
     let executor = LocalExecutor::new(at("executions")).map_err(told)?;
@@ -280,7 +281,7 @@ fn config(
 }
 
 /// What sends mail. The server is not asked: mail waits for one that is down.
-fn mail(smtp: &Smtp, base: Option<String>) -> anyhow::Result<Mail> {
+pub(crate) fn mail(smtp: &Smtp, base: Option<String>) -> anyhow::Result<Mail> {
     let server = MailServer::parse(&smtp.url).map_err(|expected| anyhow::anyhow!("smtp_url: {expected}"))?;
     let password = match &smtp.password_file {
         Some(path) => Some(secret_in(path).context("smtp_password_file")?),
@@ -321,7 +322,7 @@ pub fn roles(settings: &Settings) -> Roles {
 }
 
 /// An error of ours with its causes, for a person.
-fn told(error: dbtcloud_core::Error) -> anyhow::Error {
+pub(crate) fn told(error: dbtcloud_core::Error) -> anyhow::Error {
     anyhow::anyhow!("{}", error.chain())
 }
 
@@ -432,31 +433,42 @@ fn is_open(mode: u32, owner: u32, user: u32) -> bool {
     mode & if mounted { 0o037 } else { 0o077 } != 0
 }
 
-/// The text of the key file. An embedded server makes one when it has none; others must be given theirs, for
-/// a key that only one of them has would lose the secrets of the rest.
-fn key_text(settings: &Settings) -> anyhow::Result<String> {
+/// The keys of the key file. `None` when there is no file and an embedded server may make one; others must be given
+/// theirs, for a key that only one of them has would lose the secrets of the rest.
+///
+/// # Errors
+/// A file that others can read, that cannot be read, or that has no keys.
+pub(crate) fn key_ring(settings: &Settings) -> anyhow::Result<Option<KeyringVault>> {
     let path = &settings.key_file;
-    match std::fs::metadata(path) {
+    let text = match std::fs::metadata(path) {
         Ok(meta) if is_open(meta.permissions().mode(), meta.uid(), nix::unistd::geteuid().as_raw()) => bail!(
             "key file {} can be read by others: expected mode 0600, got {:04o}; run chmod 600",
             path.display(),
             meta.permissions().mode() & 0o7777
         ),
-        Ok(_) => std::fs::read_to_string(path).with_context(|| format!("cannot read key file {}", path.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.is_embedded() => {
-            let key = KeyringVault::generate().map_err(told)?;
-            let mut file = OpenOptions::new()
-                .create_new(true)
-                .write(true)
-                .mode(0o600)
-                .open(path)
-                .with_context(|| format!("cannot make key file {}", path.display()))?;
-            file.write_all(key.expose().as_bytes()).and_then(|()| file.sync_all())?;
-            tracing::info!(path = %path.display(), "made a key file; keep a copy: without it no secret can be read");
-            Ok(key.expose().to_owned())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read key file {}", path.display())),
-    }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.is_embedded() => return Ok(None),
+        Ok(_) => std::fs::read_to_string(path),
+        Err(error) => Err(error),
+    };
+    let text = text.with_context(|| format!("cannot read key file {}", path.display()))?;
+    let ring = KeyringVault::from_text(&text).map_err(told);
+    ring.map(Some)
+        .with_context(|| format!("key file {} cannot be used", path.display()))
+}
+
+/// The same of a file that is made.
+fn made_key_ring(settings: &Settings) -> anyhow::Result<KeyringVault> {
+    let path = &settings.key_file;
+    let key = KeyringVault::generate().map_err(told)?;
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot make key file {}", path.display()))?;
+    file.write_all(key.expose().as_bytes()).and_then(|()| file.sync_all())?;
+    tracing::info!(path = %path.display(), "made a key file; keep a copy: without it no secret can be read");
+    KeyringVault::from_text(key.expose()).map_err(told)
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub mod compose;
 pub mod config;
 #[cfg(feature = "cli")]
 pub mod demo;
+#[cfg(feature = "cli")]
+pub mod doctor;
 pub mod forwarded;
 pub mod health;
 #[cfg(feature = "cli")]

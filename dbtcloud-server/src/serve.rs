@@ -21,6 +21,8 @@ use crate::{Connections, Options};
 
 /// How long requests may take to finish once the server stops; live tails are cut then.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long closing the database may take after that.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown`: stops accepting, lets requests finish, stops the loops. Agents go on.
 ///
@@ -111,6 +113,13 @@ pub async fn serve_on(
         .map_err(|error| anyhow::anyhow!("{}", error.chain()))?;
     if let Some(otlp) = composed.otlp.clone() {
         tokio::task::spawn_blocking(move || otlp.close()).await?;
+    }
+    // SQLite's file is whole again when the last connection has closed. Nobody is left who would not give one back.
+    if tokio::time::timeout(CLOSE_LIMIT, composed.storage.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the database's connections were not closed within {CLOSE_LIMIT:?}");
     }
     tracing::info!("stopped");
     served

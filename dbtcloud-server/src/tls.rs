@@ -60,6 +60,11 @@ impl Drop for TlsListener {
     }
 }
 
+/// Whether certificate and key can be read and fit each other.
+pub(crate) fn check(tls: &Tls) -> anyhow::Result<()> {
+    server_config(tls).map(drop)
+}
+
 fn server_config(tls: &Tls) -> anyhow::Result<ServerConfig> {
     let shown = tls.certificate.display();
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&tls.certificate)

@@ -161,6 +161,21 @@ impl Mail {
         })
     }
 
+    /// Whether the server answers and takes the login. Sends nothing.
+    ///
+    /// # Errors
+    /// `Unavailable`: what the server said, or that it does not answer.
+    pub async fn check(&self) -> Result<()> {
+        match tokio::time::timeout(MAIL_LIMIT, self.transport.test_connection()).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(Error::unavailable("the mail server does not answer as one")),
+            Ok(Err(error)) => Err(Error::unavailable("the mail server").because(error)),
+            Err(_) => Err(Error::unavailable(format!(
+                "the mail server: no answer within {MAIL_LIMIT:?}"
+            ))),
+        }
+    }
+
     /// Looks at an address that mail is to come from.
     ///
     /// # Errors

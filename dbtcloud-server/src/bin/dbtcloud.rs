@@ -25,7 +25,7 @@ use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
 use dbtcloud_server::retention::{self, Saying};
-use dbtcloud_server::{cleanup, serve, telemetry, transfer};
+use dbtcloud_server::{cleanup, doctor, serve, telemetry, transfer};
 use dbtcloud_sql::SqlStorage;
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
@@ -43,6 +43,8 @@ enum Command {
     /// Looks at settings without starting anything
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Looks at everything the settings lead to, database, store, programs, and says what to mend; changes nothing
+    Doctor(DoctorArgs),
     /// Brings the database's schema up to date
     Migrate(MigrateArgs),
     /// Moves what a server keeps
@@ -153,6 +155,15 @@ struct CleanupArgs {
 }
 
 #[derive(Args)]
+struct DoctorArgs {
+    #[command(flatten)]
+    given: Given,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct RetentionArgs {
     #[command(flatten)]
     given: Given,
@@ -223,6 +234,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             log(&settings)?;
             runtime()?.block_on(clean(&settings, &args))
         }
+        Command::Doctor(args) => runtime()?.block_on(examine(&args)),
         Command::Backup(args) => {
             let settings = understood(&args.given)?;
             log(&settings)?;
@@ -402,6 +414,22 @@ async fn clean(settings: &Settings, args: &CleanupArgs) -> anyhow::Result<ExitCo
         false => print!("{}", told.table()),
     }
     Ok(if told.whole() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn examine(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let report = match settings(&args.given) {
+        Ok(settings) => doctor::Report::of(&settings, &environment().collect()).await,
+        Err(problems) => doctor::Report::of_problems(&problems),
+    };
+    match args.json {
+        true => println!("{}", report.json()),
+        false => print!("{}", report.table()),
+    }
+    Ok(if report.is_well() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

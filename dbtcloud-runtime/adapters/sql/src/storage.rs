@@ -1,6 +1,11 @@
-use dbtcloud_core::{Error, ErrorKind, Result};
+use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 
-use crate::engine::{Database, Engine, Options};
+use crate::engine::{Database, Engine, Options, Sql, args};
+
+const NOW: Sql = Sql::each(
+    "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
+    "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER) AS now",
+);
 
 /// All storage ports on one database. Cheap to clone; clones share the connections.
 #[derive(Clone, Debug)]
@@ -31,6 +36,13 @@ impl SqlStorage {
     /// How many connections there are now: those that wait, and those that work.
     pub fn connections(&self) -> (u32, u32) {
         self.database.connections()
+    }
+
+    /// What the database's clock says; SQLite has this machine's. Errors: `Unavailable`.
+    pub async fn server_time(&self) -> Result<Timestamp> {
+        let mut reader = self.database.read().await?;
+        let row = reader.link().one(&NOW, args![]).await?;
+        Ok(Timestamp::from_micros(row.int("now")?))
     }
 
     /// Closes all connections. Every later call is `Unavailable`.
