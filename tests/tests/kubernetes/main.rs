@@ -1,3 +1,8 @@
 //! What runs on a Kubernetes cluster. `tests/run kubernetes` brings one up; with `KUBECONFIG` set it takes that one.
 
+mod executor;
+mod failures;
+mod rights;
 mod smoke;
+mod stage;
+mod volume;
