@@ -157,6 +157,11 @@ forward! {
     Runs {
         writes enqueue(new: &NewRun, now: Timestamp) -> Enqueued =
             format!("a run of job {} of account {}", new.job, new.account);
+        writes enqueue_for(new: &NewRun, request: &RunRequest, now: Timestamp) -> Enqueued =
+            format!("a run of job {} of account {}, once", new.job, new.account);
+        reads of_request(account: AccountId, request: &RunRequest, now: Timestamp) -> Option<Run>;
+        writes purge_requests(before: Timestamp, limit: u32) -> u64 = format!("at most {limit} before {before}");
+        reads old_requests(before: Timestamp) -> u64;
         reads get(account: AccountId, id: RunId) -> Run;
         reads list(account: AccountId, filter: &RunFilter, page: Page) -> Paged<Run>;
         reads newest(account: AccountId, jobs: &[JobId]) -> Vec<Run>;

@@ -43,7 +43,7 @@ pub use logs::{LOG_READ_LIMIT_BYTES, LogPage, LogPart, Logs};
 pub use outbox::{Consumer, Delivery, Outbox};
 pub use runs::{
     Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Claimed, Enqueued, Fence, Holder, LogChunk, MESSAGE_LIMIT_BYTES,
-    Owner, Renewed, RunChange, RunFilter, RunPatch, RunSort, RunState, Runs, Since, Taken,
+    Owner, Renewed, RunChange, RunFilter, RunPatch, RunRequest, RunSort, RunState, Runs, Since, Taken,
 };
 pub use schedules::{FIRE_LIMIT, Fired, Firing, ScheduleEntry, Schedules};
 pub use sessions::{NewSession, SessionChange, Sessions};

@@ -14,6 +14,7 @@ mod heal_hands;
 mod make_months;
 mod purge_dispatches;
 mod purge_leases;
+mod purge_requests;
 mod purge_tickets;
 mod remove_executions;
 mod remove_folders;
@@ -168,6 +169,7 @@ pub fn chores() -> Vec<Box<dyn Chore>> {
         Box::new(purge_tickets::PurgeTickets),
         Box::new(purge_leases::PurgeLeases),
         Box::new(purge_dispatches::PurgeDispatches),
+        Box::new(purge_requests::PurgeRequests),
     ]
 }
 

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use live::{LiveCursor, LiveEvent};
 pub(crate) use logs::part_key;
 pub use logs::{LogLines, debug_log_path, log_part_path, log_path};
-pub use trigger::NotRetryable;
+pub use trigger::{NotRetryable, REQUEST_KEPT};
 
 use crate::clock::{SystemClock, Watch};
 use crate::config::Config;

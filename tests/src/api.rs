@@ -163,6 +163,23 @@ impl Api {
         run["id"].as_i64().unwrap()
     }
 
+    /// Asks for a run of a job by a key; status and body.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn trigger_once(&self, job: i64, key: &str, cause: &str) -> reqwest::Result<(StatusCode, Value)> {
+        let request = self
+            .client
+            .post(self.url(&format!("v2/accounts/{{a}}/jobs/{job}/run/")))
+            .header("Authorization", format!("Token {}", self.token))
+            .header("Idempotency-Key", key)
+            .json(&json!({"cause": cause}));
+        let answer = request.send().await?;
+        let status = answer.status();
+        let bytes = answer.bytes().await?;
+        Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+    }
+
     /// A run with its steps; `None` while the server does not answer.
     pub async fn run(&self, run: i64) -> Option<Value> {
         let path = format!("v2/accounts/{{a}}/runs/{run}/?include_related=[\"run_steps\",\"debug_logs\"]");

@@ -1,7 +1,7 @@
 //! A gateway, apps and schedulers in processes of their own: the apps and schedulers are restarted one after the other
 //! while people ask, runs go on and somebody follows one of them. Nobody notices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -191,6 +191,7 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     for _ in 0..2 {
         jobs.push(installation.job(&repository, &["dbt build"]).await);
     }
+    asked_twice(&installation, &servers[..2], jobs[0]).await;
     let before: usize = database.ask("SELECT count(*) FROM projects").parse().unwrap();
     let people = People {
         api: installation.api().clone(),
@@ -243,12 +244,36 @@ async fn nobody_notices_that_apps_and_schedulers_are_restarted() {
     );
     // Nothing was lost and begun anew, and nothing ran twice.
     let runs = database.ask("SELECT count(*), max(attempt), min(status), max(status) FROM runs");
-    assert_eq!(runs, format!("{}|1|success|success", ended + 1));
+    assert_eq!(runs, format!("{}|1|success|success", ended + 2));
 
     for server in servers.iter_mut().chain([&mut gateway]) {
         server.stop().await;
         installation.check_log(&server.log);
     }
+}
+
+/// Apps that are asked by one key at the same time queue one run, and all answer with it; also when it is over.
+async fn asked_twice(installation: &Installation, apps: &[Server], job: i64) {
+    let api = installation.api();
+    let ask = |app: &Server| {
+        let api = Api::new(&app.url, api.token(), api.account);
+        tokio::spawn(async move { api.trigger_once(job, "nightly-1", "asked twice").await.unwrap() })
+    };
+    let asked: Vec<_> = apps.iter().cycle().take(8).map(ask).collect();
+    let mut runs = BTreeSet::new();
+    for answer in asked {
+        let (status, body) = answer.await.unwrap();
+        assert!(status.is_success(), "{status} {body:#}");
+        runs.insert(body["data"]["id"].as_i64().unwrap());
+    }
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    let run = runs.pop_first().unwrap();
+    api.ended(run, LIMIT).await;
+    let (_, body) = ask(&apps[1]).await.unwrap();
+    assert_eq!(
+        (&body["data"]["id"], &body["data"]["is_complete"]),
+        (&json!(run), &json!(true))
+    );
 }
 
 /// Asks for a run as the client of a proxy would. The start of the links in the answer.

@@ -61,6 +61,7 @@ pub mod model;
 pub mod outbox;
 pub mod queue;
 pub mod reports;
+pub mod requests;
 pub mod runs;
 mod samples;
 pub mod schedules;
@@ -233,6 +234,7 @@ pub fn storage_cases() -> impl Iterator<Item = (&'static str, &'static Case<Stor
         ("outbox", outbox::CASES),
         ("queue", queue::CASES),
         ("reports", reports::CASES),
+        ("requests", requests::CASES),
         ("runs", runs::CASES),
         ("schedules", schedules::CASES),
         ("sessions", sessions::CASES),
@@ -300,6 +302,9 @@ macro_rules! storage_suite {
             }
             mod reports {
                 $crate::reports_cases!(super::factory, $([$meta])*);
+            }
+            mod requests {
+                $crate::requests_cases!(super::factory, $([$meta])*);
             }
             mod runs {
                 $crate::runs_cases!(super::factory, $([$meta])*);

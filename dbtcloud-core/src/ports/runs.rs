@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::id::{AccountId, EnvironmentId, JobId, ProjectId, RunId, StepId};
 use crate::page::{Direction, Page, Paged};
+use crate::ports::Digest;
 use crate::run::{Admission, Illegal, NewRun, NodeReport, QueueSnapshot, Run, RunEvent, RunStatus, RunStep, StepState};
 use crate::time::Timestamp;
 
@@ -88,6 +89,17 @@ impl Enqueued {
             Self::Created(run) | Self::Existing(run) => run,
         }
     }
+}
+
+/// A request for a run that may be made again: its answer may have been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunRequest {
+    /// Digest of the key that whoever asks made up for it.
+    pub key: Digest,
+    /// Digest of all that is asked for: another one by the same key is another request.
+    pub asked: Digest,
+    /// Until when the key stands for it.
+    pub until: Timestamp,
 }
 
 /// A run that was claimed.
@@ -329,6 +341,24 @@ pub trait Runs: Send + Sync {
     ///
     /// A new one whose trigger is somebody's is written to the audit log with it.
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued>;
+
+    /// Queues a run as [`enqueue`](Runs::enqueue) does, once for a request: where the run's account made it before and
+    /// its key has not run out, nothing is queued and the run of then is `Existing`, as it is now. With any number of
+    /// callers one of them queues. What is refused leaves the key to others.
+    ///
+    /// Errors: `AlreadyExists` when the account used the key for another request.
+    async fn enqueue_for(&self, new: &NewRun, request: &RunRequest, now: Timestamp) -> Result<Enqueued>;
+
+    /// The run that an account's request queued, as it is now; `None` when there is none or the key has run out.
+    ///
+    /// Errors: `AlreadyExists` as for [`enqueue_for`](Runs::enqueue_for).
+    async fn of_request(&self, account: AccountId, request: &RunRequest, now: Timestamp) -> Result<Option<Run>>;
+
+    /// Drops keys of requests that ran out before `before`, at most `limit`; how many were dropped.
+    async fn purge_requests(&self, before: Timestamp, limit: u32) -> Result<u64>;
+
+    /// How many a purge without a limit would drop.
+    async fn old_requests(&self, before: Timestamp) -> Result<u64>;
 
     /// The run.
     ///

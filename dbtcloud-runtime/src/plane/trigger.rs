@@ -1,17 +1,23 @@
 //! Setting runs off, stopping and retrying them.
 
+use std::time::Duration;
+
 use dbtcloud_core::account::Account;
 use dbtcloud_core::audit::{Action, Actor, Entry, Subject};
 use dbtcloud_core::catalog::{CatalogExt, Record};
 use dbtcloud_core::environment::Environment;
 use dbtcloud_core::id::{AccountId, JobId, RunId};
 use dbtcloud_core::job::Job;
-use dbtcloud_core::ports::{Area, Bell, RunFilter, RunSort};
+use dbtcloud_core::ports::{Area, Bell, RunFilter, RunRequest, RunSort};
 use dbtcloud_core::run::{CauseCategory, Request, Run, RunStatus, StepStatus, Trigger};
 use dbtcloud_core::{Direction, Error, ErrorKind, Page, Result, Timestamp};
 
 use super::ControlPlane;
+use crate::desk::digest;
 use crate::trace;
+
+/// How long the key of a request for a run stands for it.
+pub const REQUEST_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// dbt commands that `dbt retry` can resume. Source: dbt's documentation, "About dbt retry command".
 const RETRYABLE_COMMANDS: [&str; 9] = [
@@ -48,10 +54,41 @@ impl ControlPlane {
     /// many queued runs as it may.
     pub async fn trigger(&self, account: AccountId, job: JobId, trigger: Trigger) -> Result<Run> {
         let job = self.catalog().fetch::<Job>(account, job).await?;
-        self.enqueue(&job, &trigger, None).await
+        self.enqueue(&job, &trigger, None, None).await
     }
 
-    async fn enqueue(&self, job: &Record<Job>, trigger: &Trigger, retry_of: Option<RunId>) -> Result<Run> {
+    /// Queues a run of a job as [`trigger`](ControlPlane::trigger) does, once: a second call by the same `key` within
+    /// [`REQUEST_KEPT`] that asks for the same queues nothing and answers with that run, whatever has become of it and
+    /// however full the queue is. A key is of its account.
+    ///
+    /// # Errors
+    /// As [`trigger`](ControlPlane::trigger); `AlreadyExists` when the key was used for something else.
+    pub async fn trigger_once(&self, account: AccountId, job: JobId, trigger: Trigger, key: &str) -> Result<Run> {
+        // Who asks, and in which trace, is not what is asked for.
+        let mut asked = trigger.clone();
+        (asked.by, asked.traceparent) = (Actor::System, None);
+        let asked = serde_json::to_string(&(job, &asked))
+            .map_err(|error| Error::invalid("trigger", "cannot be written as JSON").because(error))?;
+        let now = self.clock().now();
+        let request = RunRequest {
+            key: digest(key),
+            asked: digest(&asked),
+            until: now.plus(REQUEST_KEPT),
+        };
+        if let Some(run) = self.runs().of_request(account, &request, now).await? {
+            return Ok(run);
+        }
+        let job = self.catalog().fetch::<Job>(account, job).await?;
+        self.enqueue(&job, &trigger, None, Some(&request)).await
+    }
+
+    async fn enqueue(
+        &self,
+        job: &Record<Job>,
+        trigger: &Trigger,
+        retry_of: Option<RunId>,
+        asked: Option<&RunRequest>,
+    ) -> Result<Run> {
         let (environment, account) = tokio::try_join!(
             self.catalog().fetch::<Environment>(job.account, job.environment),
             self.catalog().fetch::<Account>(job.account, job.account),
@@ -78,7 +115,11 @@ impl ControlPlane {
             due_at: now,
         };
         let new = request.compose()?;
-        let run = self.runs().enqueue(&new, now).await?.into_run();
+        let queued = match asked {
+            Some(asked) => self.runs().enqueue_for(&new, asked, now).await?,
+            None => self.runs().enqueue(&new, now).await?,
+        };
+        let run = queued.into_run();
         if new.trigger.line().is_some() {
             // It may have taken the place of others.
             self.ring(Bell::Reports);
@@ -218,7 +259,7 @@ impl ControlPlane {
         trigger.non_native_pull_request_id = run.new.trigger.non_native_pull_request_id;
         trigger.overrides = run.new.trigger.overrides.clone();
         trigger.overrides.steps = Some(steps);
-        self.enqueue(&job, &trigger, Some(run.id)).await
+        self.enqueue(&job, &trigger, Some(run.id), None).await
     }
 
     /// Retries the newest run of a job from its point of failure if that can be done, and otherwise starts

@@ -10,7 +10,7 @@ use dbtcloud_core::job::Job;
 use dbtcloud_core::ports::RunFilter;
 use dbtcloud_core::run::{Run, RunStatus};
 use dbtcloud_core::variable::{Scope, Variable};
-use dbtcloud_core::{Direction, Page};
+use dbtcloud_core::{Direction, ErrorKind, Page};
 use serde_json::Value;
 
 use super::resource::{Filter, Resource, all, by_ids, check_reference, fetch};
@@ -163,14 +163,45 @@ async fn runnable(call: &Call) -> Result<Record<Job>, Fault> {
     Ok(job)
 }
 
-/// Queues a run and answers with all of it before anything is provisioned: one client waits 5 seconds.
+/// The longest `Idempotency-Key`, in bytes.
+const KEY_LIMIT_BYTES: usize = 255;
+
+/// The key by which a client may make its request again.
+fn key(call: &Call) -> Result<Option<&str>, Fault> {
+    let Some(key) = call.headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let fits = |key: &&str| !key.is_empty() && key.len() <= KEY_LIMIT_BYTES;
+    match key.to_str().ok().filter(fits) {
+        Some(key) => Ok(Some(key)),
+        None => Err(Fault::field(
+            "Idempotency-Key",
+            format!("expected 1 to {KEY_LIMIT_BYTES} visible characters"),
+        )),
+    }
+}
+
+/// Queues a run and answers with all of it before anything is provisioned: one client waits 5 seconds. With an
+/// `Idempotency-Key`, which dbt Cloud does not know, a request that is made again is answered with the run of the first.
 pub(crate) async fn run(call: Call, Body(mut fields): Body) -> Answer {
     let job = runnable(&call).await?;
     let mut trigger = trigger::read(&mut fields);
     trigger.by = call.who.by();
     trigger.traceparent = call.trace.map(|context| context.to_string());
     fields.check()?;
-    let run = call.plane().trigger(call.account, job.id, trigger).await?;
+    let run = match key(&call)? {
+        None => call.plane().trigger(call.account, job.id, trigger).await?,
+        Some(key) => {
+            let queued = call.plane().trigger_once(call.account, job.id, trigger, key).await;
+            queued.map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => Fault::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    format!("Idempotency-Key: {error}. Send this one with a key of its own."),
+                ),
+                _ => error.into(),
+            })?
+        }
+    };
     Ok(envelope::ok(super::runs::triggered_view(&call, &run, &job)))
 }
 

@@ -50,6 +50,43 @@ async fn a_trigger_answers_the_run_and_a_link_that_works() {
     assert_eq!(long["trigger"]["cause"].as_str().unwrap().chars().count(), 255);
 }
 
+/// Ours: a request that is made again by its key is answered with the run of the first.
+#[tokio::test]
+async fn a_trigger_that_is_made_again_by_its_key_is_one_run() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let ask = async |key: &str, body: Value| {
+        let path = format!("/api/v2/accounts/{}/jobs/{}/run/", world.account, made.job);
+        let request = axum::http::Request::post(path)
+            .header("authorization", format!("Token {}", world.token))
+            .header("idempotency-key", key);
+        world.send(request.body(body.to_string().into()).unwrap()).await
+    };
+    let body = json!({"cause": "nightly", "git_sha": null});
+    let run = id(&ask("a", body.clone()).await.data());
+    // The same in other words.
+    assert_eq!(id(&ask("a", json!({"cause": "nightly"})).await.data()), run);
+    assert_ne!(id(&ask("b", body.clone()).await.data()), run);
+    let said = ask("a", json!({"cause": "nightly", "threads_override": 8}))
+        .await
+        .refused(422);
+    assert!(
+        said.contains("Idempotency-Key") && said.contains(&run.to_string()),
+        "{said}"
+    );
+    for key in ["", &"k".repeat(256), "é"] {
+        assert_eq!(ask(key, body.clone()).await.fields(), ["Idempotency-Key"], "{key}");
+    }
+    // Whatever became of it, for a day.
+    let path = format!("/api/v2/accounts/{{a}}/runs/{run}/cancel/");
+    world.post(&path, json!({})).await;
+    world.clock.advance(Duration::from_secs(24 * 3600 - 1));
+    let again = ask("a", body.clone()).await.data();
+    assert_eq!((id(&again), &again["status_humanized"]), (run, &json!("Cancelled")));
+    world.clock.advance(Duration::from_secs(1));
+    assert_ne!(id(&ask("a", body).await.data()), run);
+}
+
 /// 6, 9 and 10: numbers, words, flags; steps from 1 with dbt Cloud's names and their logs.
 #[tokio::test]
 async fn a_run_from_the_queue_to_the_end() {

@@ -10,7 +10,7 @@ use dbtcloud_core::catalog::{Draft, Kind};
 use dbtcloud_core::id::{AccountId, ProjectId, RunId, UserId, WebhookId};
 use dbtcloud_core::ports::{
     Addressee, Clock, Digest, Dispatch, DispatchId, DispatchState, ExecutionId, Executor, NewSession, Next, Owner,
-    SessionChange, TicketIssue, Try,
+    RunRequest, SessionChange, TicketIssue, Try,
 };
 use dbtcloud_core::session::SessionEvent;
 use dbtcloud_runtime::Blueprint;
@@ -20,7 +20,7 @@ use crate::orphans;
 use crate::stage::{BEGIN, DAY, Stage};
 
 /// Calls that change nothing. What a dry run calls is in this list.
-const READS: [&str; 19] = [
+const READS: [&str; 20] = [
     "artifacts.list",
     "artifacts.runs",
     "artifacts.stat",
@@ -34,6 +34,7 @@ const READS: [&str; 19] = [
     "leases.over",
     "logs.unmoved",
     "runs.get",
+    "runs.old_requests",
     "runs.states",
     "runs.step",
     "runs.steps",
@@ -112,6 +113,24 @@ async fn untidy() -> Stage {
     let end = Next::End(DispatchState::Delivered);
     stage.stores.dispatches.post(&[sent]).await.unwrap();
     stage.stores.dispatches.settle(&id, &tried, end).await.unwrap();
+    // A key that ran out long ago.
+    let request = RunRequest {
+        key: Digest([1; 32]),
+        asked: Digest([1; 32]),
+        until: BEGIN,
+    };
+    let again = stage
+        .stores
+        .runs
+        .enqueue_for(&run.new, &request, stage.clock.now())
+        .await
+        .unwrap();
+    let again = again.into_run();
+    let stopped = stage
+        .stores
+        .runs
+        .request_cancel(again.new.account, again.id, "Stopped.", again.created_at);
+    stopped.await.unwrap();
     let folder = ExecutionId::Run {
         run: RunId::new(4),
         attempt: 2,

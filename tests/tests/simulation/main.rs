@@ -111,6 +111,7 @@ macro_rules! noticed {
 noticed! {
     without_the_fence_it_fails IgnoreFence,
     without_the_key_of_instants_it_fails ForgetInstants,
+    without_the_key_of_a_request_it_fails ForgetRequests,
     without_the_key_of_slots_it_fails IgnoreSlots,
     without_the_key_of_a_job_it_fails IgnoreExclusive,
     without_the_number_of_a_report_it_fails AcceptTwice,

@@ -236,8 +236,15 @@ impl Oracle {
                     self.sim.accuse(format_args!("run {run} was acknowledged and is lost"));
                 }
             }
-            let mut instants = BTreeSet::new();
+            let (mut instants, mut asked) = (BTreeSet::new(), BTreeSet::new());
             for run in &runs {
+                let cause = &run.new.trigger.cause;
+                if cause.starts_with("somebody at ") && !asked.insert((run.new.job, cause)) {
+                    self.sim.accuse(format_args!(
+                        "job {} has two runs for one request: {cause}",
+                        run.new.job
+                    ));
+                }
                 if let Some(at) = run.new.scheduled_for
                     && !instants.insert((run.new.job, at))
                 {

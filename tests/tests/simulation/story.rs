@@ -151,10 +151,19 @@ async fn people(world: Arc<World>, account: AccountId, jobs: Vec<Record<Job>>) {
     while sim.now() < ASKING {
         sim.sleep(sim.span(200, 14_000)).await;
         let job = jobs[usize::try_from(sim.draw(jobs.len() as u64)).unwrap_or(0)].id;
-        let trigger = Trigger::new(CauseCategory::Api, "somebody");
-        let asked = world
-            .ask(|plane| async move { plane.trigger(account, job, trigger).await })
-            .await;
+        // Who gets no answer asks once more by the same key.
+        let key = format!("somebody at {:?}", sim.now());
+        let trigger = Trigger::new(CauseCategory::Api, &key);
+        let mut asked = Err(dbtcloud_core::Error::unavailable("nobody was asked"));
+        for _ in 0..2 {
+            let (trigger, key) = (trigger.clone(), key.clone());
+            asked = world
+                .ask(|plane| async move { plane.trigger_once(account, job, trigger, &key).await })
+                .await;
+            if asked.is_ok() {
+                break;
+            }
+        }
         let Ok(run) = asked else { continue };
         sim.tell(format_args!("run {} was promised", run.id));
         world.oracle.promise(&run);

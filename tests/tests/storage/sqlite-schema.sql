@@ -208,6 +208,14 @@ CREATE TABLE run_queue (
     attempt INTEGER NOT NULL,
     lease_until INTEGER
 , line TEXT) STRICT;
+CREATE TABLE run_requests (
+    account_id INTEGER NOT NULL,
+    key BLOB NOT NULL,
+    asked BLOB NOT NULL,
+    run_id INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (account_id, key)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE run_steps (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id INTEGER NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
@@ -379,6 +387,7 @@ CREATE INDEX run_queue_line ON run_queue (job_id, line) WHERE line IS NOT NULL;
 CREATE INDEX run_queue_live ON run_queue (run_id) WHERE state <> 'queued';
 CREATE UNIQUE INDEX run_queue_slot ON run_queue (account_id, slot) WHERE slot IS NOT NULL;
 CREATE INDEX run_queue_startable ON run_queue (account_id, takes_slot, due_at, run_id) WHERE state = 'queued';
+CREATE INDEX run_requests_by_end ON run_requests (until);
 CREATE INDEX run_steps_unmoved ON run_steps (run_id) WHERE log_bytes > log_first;
 CREATE INDEX runs_by_account ON runs (account_id, id);
 CREATE INDEX runs_by_created ON runs (account_id, created_at, id);

@@ -1,12 +1,12 @@
 use std::cmp::Ordering;
 
 use async_trait::async_trait;
-use dbtcloud_core::error::{Error, Result};
+use dbtcloud_core::error::{Error, ErrorKind, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::page::{Page, Paged};
 use dbtcloud_core::ports::{
     Ack, Batch, Claimed, Enqueued, Event, Fence, Holder, Journal, Owner, Renewed, RunChange, RunFilter, RunPatch,
-    RunSort, RunState, Runs, Since,
+    RunRequest, RunSort, RunState, Runs, Since,
 };
 use dbtcloud_core::run::{Admission, Busy, NewRun, QueueSnapshot, Run, RunEvent, RunStatus, RunStep, Waiting};
 use dbtcloud_core::time::Timestamp;
@@ -38,6 +38,18 @@ impl State {
             .collect()
     }
 
+    fn of_request(&self, account: AccountId, request: &RunRequest, now: Timestamp) -> Result<Option<Run>> {
+        let known = self.requests.get(&(account, request.key));
+        let known = known.filter(|(known, _)| known.until > now && !self.breaks(Mutation::ForgetRequests));
+        let Some((known, run)) = known.and_then(|(known, run)| Some((known, self.runs.get(run)?))) else {
+            return Ok(None);
+        };
+        if known.asked != request.asked && !self.breaks(Mutation::IgnoreRequests) {
+            return Err(used_otherwise(run.run.id));
+        }
+        Ok(Some(run.run.clone()))
+    }
+
     fn may_start(&self, stored: &StoredRun, slot: Option<u32>) -> bool {
         let run = &stored.run.new;
         let mut live = self.runs.values().filter(|other| other.run.status.is_live());
@@ -49,6 +61,11 @@ impl State {
                 same_slot && !self.breaks(Mutation::IgnoreSlots) || same_job && !self.breaks(Mutation::IgnoreExclusive)
             })
     }
+}
+
+fn used_otherwise(run: RunId) -> Error {
+    let text = format!("the key was used for another request, which queued run {run}");
+    Error::new(ErrorKind::AlreadyExists, text)
 }
 
 fn waiting(run: &Run) -> Waiting {
@@ -102,6 +119,37 @@ fn order(sort: RunSort, a: &Run, b: &Run) -> Ordering {
 impl Runs for MemoryStorage {
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
         self.lock().enqueue(new, now)
+    }
+
+    async fn enqueue_for(&self, new: &NewRun, request: &RunRequest, now: Timestamp) -> Result<Enqueued> {
+        let mut state = self.lock();
+        if let Some(run) = state.of_request(new.account, request, now)? {
+            return Ok(Enqueued::Existing(run));
+        }
+        let queued = state.enqueue(new, now)?;
+        let run = queued.clone().into_run().id;
+        state.requests.insert((new.account, request.key), (*request, run));
+        Ok(queued)
+    }
+
+    async fn of_request(&self, account: AccountId, request: &RunRequest, now: Timestamp) -> Result<Option<Run>> {
+        self.lock().of_request(account, request, now)
+    }
+
+    async fn purge_requests(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        let mut left = limit;
+        self.lock().requests.retain(|_, (request, _)| {
+            let goes = left > 0 && request.until < before;
+            left -= u32::from(goes);
+            !goes
+        });
+        Ok(u64::from(limit - left))
+    }
+
+    async fn old_requests(&self, before: Timestamp) -> Result<u64> {
+        let state = self.lock();
+        let old = state.requests.values().filter(|(request, _)| request.until < before);
+        Ok(old.count() as u64)
     }
 
     async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {

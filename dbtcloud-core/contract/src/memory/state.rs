@@ -7,7 +7,8 @@ use dbtcloud_core::catalog::{Kind, Row};
 use dbtcloud_core::error::{Error, Result};
 use dbtcloud_core::id::{AccountId, JobId, RunId, SessionId, StepId};
 use dbtcloud_core::ports::{
-    Consumer, Digest, DispatchId, Dispatched, Enqueued, Event, EventBody, Owner, RunPatch, ScheduleEntry, TicketIssue,
+    Consumer, Digest, DispatchId, Dispatched, Enqueued, Event, EventBody, Owner, RunPatch, RunRequest, ScheduleEntry,
+    TicketIssue,
 };
 use dbtcloud_core::run::{Month, NewRun, Run, RunEvent, RunStatus, RunStep, StepState};
 use dbtcloud_core::session::Session;
@@ -94,11 +95,15 @@ pub enum Mutation {
     ShowEntries,
     /// Where a run is to execute is forgotten when it is queued.
     ForgetPlacement,
+    /// A request that is made again queues again.
+    ForgetRequests,
+    /// A key answers with its run whatever is asked for.
+    IgnoreRequests,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::IgnoreFence,
         Self::IgnoreSlots,
         Self::IgnoreExclusive,
@@ -137,6 +142,8 @@ impl Mutation {
         Self::ForgetWho,
         Self::ShowEntries,
         Self::ForgetPlacement,
+        Self::ForgetRequests,
+        Self::IgnoreRequests,
     ];
 }
 
@@ -153,6 +160,8 @@ pub(super) struct State {
     pub(super) tickets: BTreeMap<Digest, TicketIssue>,
     /// Which attempt a key stands for. An attempt has at most one.
     pub(super) keys: BTreeMap<Digest, (RunId, u32)>,
+    /// Requests by account and key, and what each queued.
+    pub(super) requests: BTreeMap<(AccountId, Digest), (RunRequest, RunId)>,
     /// Who changed what, in the order of the changes.
     pub(super) audit: Vec<Logged>,
     /// What is to be sent and what was, and when each is due.

@@ -130,20 +130,26 @@ const OF_INSTANT: Sql = Sql::both(concat!(
     " FROM run_instants i JOIN runs r ON r.id = i.run_id WHERE i.job_id = $1 AND i.scheduled_for = $2"
 ));
 
+fn only(mut all: Vec<Enqueued>) -> Result<Enqueued> {
+    all.pop()
+        .ok_or_else(|| dbtcloud_core::Error::corrupt("database: no answer"))
+}
+
+/// Queues one run inside the caller's transaction.
+pub(crate) async fn one_in(link: &mut Link<'_>, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
+    only(all(link, &[new], now).await?)
+}
+
 /// Queues one run.
 pub(crate) async fn one(database: &Database, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-    let only = |mut all: Vec<Enqueued>| {
-        all.pop()
-            .ok_or_else(|| dbtcloud_core::Error::corrupt("database: no answer"))
-    };
     // Without a line, and without somebody to write down, one statement does it, and on PostgreSQL a statement is a
     // transaction.
     if database.engine() == Engine::Postgres && new.trigger.line().is_none() && new.trigger.by.is_system() {
         let mut writer = database.write("runs.enqueue").await?;
-        return only(all(&mut writer.link(), &[new], now).await?);
+        return one_in(&mut writer.link(), new, now).await;
     }
     let mut work = database.begin().await?;
-    let done = all(&mut work.link(), &[new], now).await.and_then(only);
+    let done = one_in(&mut work.link(), new, now).await;
     work.end("runs.enqueue", done).await
 }
 
@@ -281,8 +287,6 @@ impl SqlStorage {
     /// # }
     /// ```
     pub async fn enqueue_in<'c>(connection: impl Into<Caller<'c>>, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
-        let mut all = all(&mut connection.into().0, &[new], now).await?;
-        all.pop()
-            .ok_or_else(|| dbtcloud_core::Error::corrupt("database: no answer"))
+        one_in(&mut connection.into().0, new, now).await
     }
 }

@@ -33,6 +33,7 @@ mod migrate;
 mod outbox;
 mod queue;
 mod reports;
+mod requests;
 mod runs;
 mod schedules;
 mod sessions;

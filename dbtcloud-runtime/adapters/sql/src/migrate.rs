@@ -44,6 +44,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(6, "dispatches", "0006_dispatches.sql", oldest_binary: 4),
     migration!(7, "startable", "0007_startable.sql", oldest_binary: 4),
     migration!(8, "audit", "0008_audit.sql", oldest_binary: 4),
+    migration!(9, "requests", "0009_requests.sql", oldest_binary: 4),
 ];
 
 const RECORD_TABLE: Sql =

@@ -6,14 +6,15 @@
 use async_trait::async_trait;
 use dbtcloud_core::id::{AccountId, JobId, RunId, StepId};
 use dbtcloud_core::ports::{
-    Ack, Batch, Claimed, Enqueued, Fence, Owner, Renewed, RunChange, RunFilter, RunSort, RunState, Runs, Since,
+    Ack, Batch, Claimed, Enqueued, Fence, Owner, Renewed, RunChange, RunFilter, RunRequest, RunSort, RunState, Runs,
+    Since,
 };
 use dbtcloud_core::run::{Admission, NewRun, QueueSnapshot, Run, RunStatus, RunStep, StepKind, StepState, StepStatus};
 use dbtcloud_core::{Direction, Error, Page, Paged, Result, Timestamp};
 
 use crate::engine::{self, Conditions, Row, Sql, args};
 use crate::storage::SqlStorage;
-use crate::{enqueue, logs, queue, reports};
+use crate::{enqueue, logs, queue, reports, requests};
 
 /// The columns of a run, each after a prefix (`""` or `"r."`).
 macro_rules! run_columns {
@@ -287,6 +288,22 @@ fn conditions(engine: engine::Engine, account: AccountId, filter: &RunFilter) ->
 impl Runs for SqlStorage {
     async fn enqueue(&self, new: &NewRun, now: Timestamp) -> Result<Enqueued> {
         enqueue::one(&self.database, new, now).await
+    }
+
+    async fn enqueue_for(&self, new: &NewRun, request: &RunRequest, now: Timestamp) -> Result<Enqueued> {
+        requests::enqueue(&self.database, new, request, now).await
+    }
+
+    async fn of_request(&self, account: AccountId, request: &RunRequest, now: Timestamp) -> Result<Option<Run>> {
+        requests::run_of(&self.database, account, request, now).await
+    }
+
+    async fn purge_requests(&self, before: Timestamp, limit: u32) -> Result<u64> {
+        requests::purge(&self.database, before, limit).await
+    }
+
+    async fn old_requests(&self, before: Timestamp) -> Result<u64> {
+        requests::old(&self.database, before).await
     }
 
     async fn get(&self, account: AccountId, id: RunId) -> Result<Run> {
