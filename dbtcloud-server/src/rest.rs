@@ -102,6 +102,7 @@ fn v3() -> Router<App> {
         .route(&at("/environments"), many::<Environment>())
         .route(&at("/environments/{id}"), single::<Environment>())
         .route(&at("/audit-logs"), get(audit::list))
+        .route(&at("/audit-logs/download"), get(audit::download))
         .route(&at("/connections"), many::<Connection>())
         .route(&at("/connections/{id}"), single::<Connection>())
         .route(&project("/environments"), many::<Environment>())

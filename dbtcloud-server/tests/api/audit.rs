@@ -102,3 +102,48 @@ async fn the_log_is_for_administrators_of_the_account() {
         .await;
     assert_eq!(bad.fields(), ["logged_at_start"]);
 }
+
+#[tokio::test]
+async fn a_file_has_all_that_the_pages_have() {
+    let world = World::new().await;
+    let made = world.made().await;
+    let job = format!("/api/v2/accounts/{{a}}/jobs/{}/", made.job);
+    for count in 0..120 {
+        let name = format!("Orders, \"hourly\" {count}");
+        world.post(&job, json!({ "name": name })).await;
+    }
+    let reply = world.ask("GET", &format!("{LOG}download/"), None).await;
+    assert_eq!(
+        (reply.status.as_u16(), reply.headers["content-type"].to_str().unwrap()),
+        (200, "text/csv; charset=utf-8")
+    );
+    let text = String::from_utf8(reply.bytes.to_vec()).unwrap();
+    let mut lines = text.lines();
+    let head = "id,logged_at,account_id,event_type,source,actor_type,actor_id,actor_name,object_type,object_id,\
+        object_name,project_id";
+    assert_eq!(lines.next(), Some(head));
+    let mut entries = Vec::new();
+    for offset in [0, 100] {
+        let page = world.get(&format!("{LOG}?limit=100&offset={offset}")).await;
+        entries.extend(page.as_array().unwrap().clone());
+    }
+    assert!(entries.len() > 120);
+    let wanted: Vec<String> = entries
+        .iter()
+        .map(|entry| entry["id"].as_str().unwrap().to_owned())
+        .collect();
+    let told: Vec<&str> = lines.clone().map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(told, wanted);
+    let newest = lines.next().unwrap();
+    let named = format!(
+        ",job_definition,{},\"Orders, \"\"hourly\"\" 119\",{}",
+        made.job, made.project
+    );
+    assert!(newest.ends_with(&named), "{newest}");
+
+    let reader = world.service("reader", &[("job_viewer", None)], None).await;
+    let reply = world
+        .ask_as(&format!("Token {reader}"), "GET", &format!("{LOG}download/"), None)
+        .await;
+    reply.refused(403);
+}
