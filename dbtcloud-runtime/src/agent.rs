@@ -97,6 +97,8 @@ pub struct AgentConfig {
     pub work_dir: PathBuf,
     /// Shared by the executions of the host: git mirrors, dbt environments, parse states, warm parents.
     pub cache_dir: PathBuf,
+    /// dbt environments that came with the image; read only.
+    pub dbt_envs: Option<PathBuf>,
     /// The `uv` that builds dbt environments. Not needed for those that are there.
     pub uv: Option<PathBuf>,
     /// Python of dbt environments, as `uv` understands it; the engine's default when absent.
@@ -122,6 +124,7 @@ impl AgentConfig {
     /// | `DBTCLOUD_SERVER_CA` | PEM file of the authorities that vouch for it |
     /// | `DBTCLOUD_WORK_DIR` | scratch space of this execution, absolute |
     /// | `DBTCLOUD_CACHE_DIR` | shared on the host, absolute |
+    /// | `DBTCLOUD_DBT_ENVS` | dbt environments that came with the image, looked at before one is built |
     /// | `DBTCLOUD_UV` | `uv`; looked for on `PATH` when absent |
     /// | `DBTCLOUD_PYTHON` | Python of dbt environments |
     /// | `DBTCLOUD_DBT2` | a dbt 2.x binary |
@@ -166,6 +169,7 @@ impl AgentConfig {
             server_ca: vars.remove("DBTCLOUD_SERVER_CA").map(PathBuf::from),
             work_dir: work_dir.into(),
             cache_dir: cache_dir.into(),
+            dbt_envs: vars.remove("DBTCLOUD_DBT_ENVS").map(PathBuf::from),
             uv,
             python: vars.remove("DBTCLOUD_PYTHON"),
             native_dbt: vars.remove("DBTCLOUD_DBT2").map(PathBuf::from),

@@ -63,6 +63,12 @@ async fn concurrent_calls_build_once_and_the_second_needs_nothing() {
         .unwrap();
     assert!(imported.success());
 
+    // Brought along by an image: found where nothing can be written, and nothing is made in the store's own root.
+    let own = dir.path().join("own");
+    let image = EnvironmentStore::new(&own, "/nowhere/uv").with_ready(Some(dir.path().into()));
+    assert_eq!(image.ensure(&spec).await.unwrap(), a);
+    assert!(!own.exists());
+
     // Neither uv nor an index: neither exists here.
     let offline = EnvironmentStore::new(dir.path(), "/nowhere/uv");
     let start = Instant::now();

@@ -31,7 +31,7 @@ const SOCKET_PATH_LIMIT_BYTES: usize = 100;
 
 /// What agents may inherit of this process's environment: where programs and certificates are, and how to
 /// reach the network. Nothing that holds a secret of the server.
-const INHERITED: [&str; 17] = [
+const INHERITED: [&str; 18] = [
     "PATH",
     "HOME",
     "LANG",
@@ -46,6 +46,7 @@ const INHERITED: [&str; 17] = [
     "http_proxy",
     "https_proxy",
     "no_proxy",
+    "DBTCLOUD_DBT_ENVS",
     "DBTCLOUD_UV",
     "DBTCLOUD_PYTHON",
     "DBTCLOUD_GIT",

@@ -30,6 +30,8 @@ pub mod doctor;
 pub mod forwarded;
 pub mod health;
 #[cfg(feature = "cli")]
+pub mod prepare;
+#[cfg(feature = "cli")]
 pub mod retention;
 #[cfg(feature = "cli")]
 pub mod serve;

@@ -74,7 +74,9 @@ impl Source for FromEngine {
             .filter(|(name, _)| name.as_str() != "UV_CACHE_DIR")
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        let store = EnvironmentStore::new(config.cache_dir.join("dbt-envs"), uv).with_uv_env(uv_env);
+        let store = EnvironmentStore::new(config.cache_dir.join("dbt-envs"), uv)
+            .with_ready(config.dbt_envs.clone())
+            .with_uv_env(uv_env);
         let mut engine = EngineConfig::new(store, config.cache_dir.join("warm"), plan.account.to_string());
         engine.native = config.native_dbt.clone();
         if !config.warm {

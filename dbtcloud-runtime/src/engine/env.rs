@@ -3,6 +3,9 @@
 //! An environment is a directory named by the digest of everything that went into it. It is built beside its final
 //! place and renamed, so a directory that exists is complete; once there it is used without uv and without network.
 //! Environments are relocatable (`uv venv --relocatable`), which is what makes the rename safe.
+//!
+//! An image brings environments along: they are looked for in a directory of their own, which may be read-only, before
+//! one is built.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -90,6 +93,7 @@ impl Environment {
 #[derive(Clone, Debug)]
 pub struct EnvironmentStore {
     root: PathBuf,
+    ready: Option<PathBuf>,
     uv: PathBuf,
     uv_env: BTreeMap<String, String>,
     build_limit: Duration,
@@ -180,6 +184,7 @@ impl EnvironmentStore {
     pub fn new(root: impl Into<PathBuf>, uv: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
+            ready: None,
             uv: uv.into(),
             uv_env: BTreeMap::new(),
             build_limit: BUILD_LIMIT,
@@ -190,6 +195,13 @@ impl EnvironmentStore {
     #[must_use]
     pub fn with_uv_env(mut self, env: BTreeMap<String, String>) -> Self {
         self.uv_env = env;
+        self
+    }
+
+    /// Looks for an environment in `ready`, another store's root, before one is built. Nothing is written there.
+    #[must_use]
+    pub fn with_ready(mut self, ready: Option<PathBuf>) -> Self {
+        self.ready = ready;
         self
     }
 
@@ -216,7 +228,8 @@ impl EnvironmentStore {
 
     /// Finds or builds the environment of `spec`.
     ///
-    /// On `Ok` the environment is complete and usable offline. A second call starts no process. Concurrent calls, in
+    /// On `Ok` the environment is complete and usable offline. A second call starts no process, nor does one for what
+    /// [`EnvironmentStore::with_ready`] has. Concurrent calls, in
     /// this process or others, build once: the rest wait. Cancelling the future leaves no half-built environment in
     /// place; its temporary directory is removed by the next build.
     ///
@@ -229,7 +242,8 @@ impl EnvironmentStore {
         let name = self.name(spec, &plan);
         let target = self.root.join(&name);
         let digest = digest(&plan);
-        if let Some(found) = read_complete(&target, &digest) {
+        let ready = self.ready.as_ref().map(|ready| ready.join(&name));
+        if let Some(found) = ready.iter().chain([&target]).find_map(|at| read_complete(at, &digest)) {
             return Ok(found);
         }
         std::fs::create_dir_all(&self.root).map_err(EngineError::io("creating", &self.root))?;

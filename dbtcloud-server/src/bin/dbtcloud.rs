@@ -25,7 +25,7 @@ use dbtcloud_server::compose;
 use dbtcloud_server::config::{Given, LogFormat, Problem, Problems, Settings};
 use dbtcloud_server::demo;
 use dbtcloud_server::retention::{self, Saying};
-use dbtcloud_server::{cleanup, doctor, serve, telemetry, transfer};
+use dbtcloud_server::{cleanup, doctor, prepare, serve, telemetry, transfer};
 use dbtcloud_sql::SqlStorage;
 
 /// A self-hosted dbt platform that speaks dbt Cloud's API
@@ -64,7 +64,19 @@ enum Command {
     Demo(demo::Args),
     /// Works as the agent of one run; started by the server
     #[command(hide = true)]
-    Agent,
+    Agent(AgentArgs),
+}
+
+#[derive(Args)]
+struct AgentArgs {
+    #[command(subcommand)]
+    command: Option<AgentCommand>,
+}
+
+#[derive(Subcommand)]
+enum AgentCommand {
+    /// Builds a dbt environment for agents to find, for an image of theirs
+    Prepare(prepare::Args),
 }
 
 #[derive(Subcommand)]
@@ -275,7 +287,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(bootstrap(&settings, args))
         }
         Command::Demo(args) => runtime()?.block_on(demo::run(args)),
-        Command::Agent => work(),
+        Command::Agent(AgentArgs { command: None }) => work(),
+        Command::Agent(AgentArgs {
+            command: Some(AgentCommand::Prepare(args)),
+        }) => {
+            telemetry::log("info", LogFormat::Text)?;
+            let built = runtime()?.block_on(prepare::prepare(args, environment().collect()))?;
+            println!("{}", built.root.display());
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
