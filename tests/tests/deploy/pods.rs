@@ -1,14 +1,14 @@
-//! Every pod of the chart is one that a namespace with Pod Security `restricted` lets in, and holds no more than it
+//! Every pod of the chart and of the plain manifests is one that a namespace with Pod Security `restricted` lets in, and holds no more than it
 //! needs. The API server says the same in `tests/tests/kubernetes/chart.rs`.
 
 use serde_json::{Value, json};
 
-use crate::render::{VALUES, containers, pods, render};
+use crate::render::{containers, installations, pods};
 
 #[test]
 fn every_pod_is_restricted() {
-    for values in VALUES {
-        for (title, pod) in pods(&render(values)) {
+    for (values, objects) in installations() {
+        for (title, pod) in pods(&objects) {
             let (spec, security) = (&pod["spec"], &pod["spec"]["securityContext"]);
             assert_eq!(security["runAsNonRoot"], true, "{values} {title}");
             assert!(security["runAsUser"].as_i64().unwrap() > 0, "{values} {title}");
@@ -42,8 +42,7 @@ fn every_pod_is_restricted() {
 #[test]
 fn tokens_of_the_cluster_are_for_those_that_need_one() {
     let with_token = ["app", "scheduler", "cleanup", "doctor"];
-    for values in VALUES {
-        let objects = render(values);
+    for (values, objects) in installations() {
         for (title, pod) in pods(&objects) {
             let component = title.rsplit('-').next().unwrap();
             let token = pod["spec"]["automountServiceAccountToken"] == true;
@@ -70,8 +69,8 @@ fn tokens_of_the_cluster_are_for_those_that_need_one() {
 /// Secrets reach a pod as files, and as variables only where a library reads nothing else.
 #[test]
 fn secrets_are_files() {
-    for values in VALUES {
-        for (title, pod) in pods(&render(values)) {
+    for (values, objects) in installations() {
+        for (title, pod) in pods(&objects) {
             for container in containers(&pod) {
                 for variable in container["env"].as_array().cloned().unwrap_or_default() {
                     let name = variable["name"].as_str().unwrap();
@@ -101,8 +100,7 @@ fn no_pod_is_without_a_network_policy() {
         });
         exact && any
     };
-    for values in VALUES {
-        let objects = render(values);
+    for (values, objects) in installations() {
         let policies: Vec<&Value> = objects
             .iter()
             .filter(|object| object["kind"] == "NetworkPolicy")

@@ -8,6 +8,9 @@ use serde_json::Value;
 /// The values that are kept right: those of the chart, and those of `ci/`.
 pub const VALUES: [&str; 3] = ["default", "production", "restricted"];
 
+/// The overlays of the plain manifests.
+const OVERLAYS: [&str; 2] = ["production", "trial"];
+
 /// `helm` with the chart after the arguments, however it ends.
 pub fn helm(arguments: &[&str], values: &str, more: &[&str]) -> Output {
     let chart = workspace().join("examples/deploy/helm");
@@ -36,6 +39,23 @@ pub fn render_with(values: &str, more: &[&str]) -> Vec<Value> {
 /// The chart's objects with values.
 pub fn render(values: &str) -> Vec<Value> {
     render_with(values, &[])
+}
+
+/// The objects of the plain manifests of an overlay.
+pub fn kustomize(overlay: &str) -> Vec<Value> {
+    let folder = workspace().join("examples/deploy/kustomize/overlays").join(overlay);
+    let mut kubectl = Command::new(workspace().join(".cache/bin/kubectl"));
+    let output = kubectl.arg("kustomize").arg(folder).output();
+    let output = output.expect("kubectl is installed by tests/setup");
+    assert!(output.status.success(), "{overlay}: {}", said(&output));
+    documents(&String::from_utf8(output.stdout).unwrap())
+}
+
+/// Everything that makes an installation, by its name: the chart with each of its values, and the plain manifests.
+pub fn installations() -> Vec<(String, Vec<Value>)> {
+    let charts = VALUES.map(|values| (format!("chart, {values}"), render(values)));
+    let plain = OVERLAYS.map(|overlay| (format!("kustomize, {overlay}"), kustomize(overlay)));
+    charts.into_iter().chain(plain).collect()
 }
 
 /// The documents of a YAML text that are not empty.

@@ -1,4 +1,4 @@
-//! What the chart tells the servers, asked of the binary itself: it knows every variable and takes every value.
+//! What the chart and the plain manifests tell the servers, asked of the binary itself: it knows every variable and takes every value.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -8,7 +8,7 @@ use dbtcloud_tests::installation::binary;
 use dbtcloud_tests::project::workspace;
 use serde_json::Value;
 
-use crate::render::{VALUES, containers, pods, render};
+use crate::render::{containers, installations, pods};
 
 /// Settings that have a value of their own in the chart, so that they are not among its `settings`.
 const OWN: [&str; 19] = [
@@ -47,11 +47,24 @@ fn known() -> BTreeSet<String> {
 }
 
 /// Name and value of the variables of ours that a container has.
-fn variables(container: &Value) -> Vec<(String, String)> {
-    let all = container["env"].as_array().cloned().unwrap_or_default();
+fn variables(container: &Value, pod: &Value, objects: &[Value]) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    all.iter()
-        .map(|variable| (text(&variable["name"]), text(&variable["value"])))
+    let list = |key: &str| container[key].as_array().cloned().unwrap_or_default();
+    let mut all = Vec::new();
+    for from in list("envFrom") {
+        let named = |object: &&Value| {
+            object["kind"] == "ConfigMap" && object["metadata"]["name"] == from["configMapRef"]["name"]
+        };
+        let map = objects.iter().find(named).unwrap_or_else(|| panic!("{from} is not there"));
+        all.extend(map["data"].as_object().unwrap().iter().map(|(name, value)| (name.clone(), text(value))));
+    }
+    for variable in list("env") {
+        let label = text(&variable["valueFrom"]["fieldRef"]["fieldPath"]);
+        let label = label.strip_prefix("metadata.labels['").and_then(|rest| rest.strip_suffix("']"));
+        let value = label.map_or(&variable["value"], |label| &pod["metadata"]["labels"][label]);
+        all.push((text(&variable["name"]), text(value)));
+    }
+    all.into_iter()
         .filter(|(name, _)| name.starts_with("DBTCLOUD_"))
         .filter(|(name, _)| !NOT_YET.iter().any(|prefix| name.starts_with(prefix)))
         .collect()
@@ -61,10 +74,10 @@ fn variables(container: &Value) -> Vec<(String, String)> {
 fn the_binary_knows_every_variable_and_takes_every_value() {
     let known = known();
     let mut looked = 0;
-    for values in VALUES {
-        for (title, pod) in pods(&render(values)) {
+    for (values, objects) in installations() {
+        for (title, pod) in pods(&objects) {
             for container in containers(&pod) {
-                let variables = variables(&container);
+                let variables = variables(&container, &pod, &objects);
                 if variables.is_empty() {
                     continue;
                 }
@@ -82,7 +95,7 @@ fn the_binary_knows_every_variable_and_takes_every_value() {
             }
         }
     }
-    assert!(looked > 12, "only {looked} containers were looked at");
+    assert!(looked > 20, "only {looked} containers were looked at");
 }
 
 /// The schema's `settings` are the binary's, without those that the chart says itself.

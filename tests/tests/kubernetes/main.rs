@@ -1,5 +1,6 @@
 //! What runs on a Kubernetes cluster. `tests/run kubernetes` brings one up; with `KUBECONFIG` set it takes that one.
 
+mod chart;
 mod executor;
 mod failures;
 mod rights;
