@@ -55,12 +55,23 @@ fn variables(container: &Value, pod: &Value, objects: &[Value]) -> Vec<(String, 
         let named = |object: &&Value| {
             object["kind"] == "ConfigMap" && object["metadata"]["name"] == from["configMapRef"]["name"]
         };
-        let map = objects.iter().find(named).unwrap_or_else(|| panic!("{from} is not there"));
-        all.extend(map["data"].as_object().unwrap().iter().map(|(name, value)| (name.clone(), text(value))));
+        let map = objects
+            .iter()
+            .find(named)
+            .unwrap_or_else(|| panic!("{from} is not there"));
+        all.extend(
+            map["data"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(name, value)| (name.clone(), text(value))),
+        );
     }
     for variable in list("env") {
         let label = text(&variable["valueFrom"]["fieldRef"]["fieldPath"]);
-        let label = label.strip_prefix("metadata.labels['").and_then(|rest| rest.strip_suffix("']"));
+        let label = label
+            .strip_prefix("metadata.labels['")
+            .and_then(|rest| rest.strip_suffix("']"));
         let value = label.map_or(&variable["value"], |label| &pod["metadata"]["labels"][label]);
         all.push((text(&variable["name"]), text(value)));
     }
