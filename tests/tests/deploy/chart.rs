@@ -226,6 +226,22 @@ fn there_is_one_list_of_rights() {
     }
 }
 
+/// Where accounts have namespaces of their own the rights are the same, in all of them.
+#[test]
+fn rights_in_every_namespace_are_the_same() {
+    let one = render("default");
+    let all = render_with("default", &["--set", "runner.namespacePerAccount=true"]);
+    let find = |objects: &[Value], kind: &str| objects.iter().find(|object| object["kind"] == kind).cloned();
+    let (role, everywhere) = (find(&one, "Role").unwrap(), find(&all, "ClusterRole").unwrap());
+    let mut rules = role["rules"].as_array().unwrap().clone();
+    rules.push(json!({"apiGroups": [""], "resources": ["namespaces"], "verbs": ["create"]}));
+    assert_eq!(everywhere["rules"], json!(rules));
+    assert!(everywhere["metadata"]["namespace"].is_null());
+    assert!(find(&all, "Role").is_none() && find(&all, "RoleBinding").is_none());
+    let binding = find(&all, "ClusterRoleBinding").unwrap();
+    assert_eq!(binding["roleRef"]["name"], everywhere["metadata"]["name"]);
+}
+
 /// What is generated once is never generated again over what is there, and an uninstall leaves it.
 #[test]
 fn generated_secrets_stay() {

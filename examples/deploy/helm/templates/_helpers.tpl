@@ -17,10 +17,12 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
-{{/* metadata of an object: dict "root" $ "component" NAME "name" NAME ["namespace" NAME "labels" MAP "annotations" MAP]. */}}
+{{/* metadata of an object: dict "root" $ "component" NAME "name" NAME ["namespace" NAME "everywhere" BOOL "labels" MAP "annotations" MAP]. */}}
 {{- define "dbtcloud.metadata" -}}
 name: {{ .name }}
+{{- if not .everywhere }}
 namespace: {{ .namespace | default .root.Release.Namespace }}
+{{- end }}
 labels:
   {{- include "dbtcloud.selector" . | nindent 2 }}
   app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}

@@ -38,7 +38,9 @@
 - {name: DBTCLOUD_KUBERNETES_NAMESPACE, value: {{ include "dbtcloud.runner.namespace" . | quote }}}
 - name: DBTCLOUD_KUBERNETES_IMAGE
   value: {{ include "dbtcloud.image" (dict "root" . "image" .Values.runner.image) | quote }}
+{{- if or .Values.runner.serviceAccount.name (not .Values.runner.namespacePerAccount) }}
 - {name: DBTCLOUD_KUBERNETES_SERVICE_ACCOUNT, value: {{ include "dbtcloud.runner.serviceAccount" . | quote }}}
+{{- end }}
 {{- with .Values.runner.storageClass }}
 - {name: DBTCLOUD_KUBERNETES_STORAGE_CLASS, value: {{ . | quote }}}
 {{- end }}
