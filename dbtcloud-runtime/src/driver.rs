@@ -41,7 +41,18 @@ fn name_of(run: &Run) -> ExecutionId {
 /// Takes a run one step further.
 pub(crate) async fn drive(plane: &ControlPlane, driven: &Driven) -> Result<Next> {
     let run = &driven.run;
-    let seen = plane.executor().observe(name_of(run)).await?;
+    let seen = match plane.executor().observe(name_of(run)).await {
+        // Who may not look may not start either: the run says so, and does not wait for nobody.
+        Err(error) if run.status == RunStatus::Starting && error.kind() == ErrorKind::Denied => {
+            return fail(
+                plane,
+                driven,
+                format!("The run could not be started: {}", error.chain()),
+            )
+            .await;
+        }
+        seen => seen?,
+    };
     plane.metrics().saw(&seen);
     if run.status.is_terminal() {
         return farewell(plane, driven, &seen).await;

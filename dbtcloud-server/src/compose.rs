@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use dbtcloud_core::ErrorKind;
 use dbtcloud_core::ports::{Clock, Consumer, History};
 use dbtcloud_core::secret::Secret;
+use dbtcloud_kubernetes::KubernetesExecutor;
 use dbtcloud_local::{DirectoryVolume, LocalExecutor};
 use dbtcloud_opendal::{OpendalArtifacts, Options as ArtifactOptions};
 use dbtcloud_runtime::clock::SystemClock;
@@ -20,7 +21,7 @@ use dbtcloud_runtime::dial::Dialer;
 use dbtcloud_runtime::dispatch::{Mail, MailServer, Webhooks};
 use dbtcloud_runtime::lineage::Lineage;
 use dbtcloud_runtime::vault::KeyringVault;
-use dbtcloud_runtime::{AgentLaunch, Config, ControlPlane, Roles};
+use dbtcloud_runtime::{AgentLaunch, Builder, Config, ControlPlane, Roles};
 use dbtcloud_sql::{Options as SqlOptions, SqlStorage};
 
 use crate::config::{LogFormat, Role, Settings, Smtp};
@@ -66,6 +67,8 @@ pub struct Composed {
     pub plane: ControlPlane,
     /// Its database, for what is not a port: the schema.
     pub storage: SqlStorage,
+    /// The cluster that runs execute in, where they do.
+    pub cluster: Option<KubernetesExecutor>,
     /// Where its traces go.
     pub otlp: Option<Arc<Otlp>>,
     /// Keeps a second server off an embedded data directory.
@@ -167,20 +170,19 @@ pub async fn compose(
     };
     let at = |name: &str| settings.data_dir.join(name);
     let artifacts = artifacts(settings).await?;
-    let executor = LocalExecutor::new(at("executions")).map_err(told)?;
-    #[cfg(feature = "failpoints")]
-    let executor = crate::twice::Twice(executor);
-    let volume = DirectoryVolume::new(at("volumes")).map_err(told)?;
-    private_directory(&at("work"))?;
-    private_directory(&at("cache"))?;
+    let environment: BTreeMap<_, _> = environment.collect();
+    let (places, cluster) = places(settings, &environment).await?;
+    if cluster.is_none() {
+        private_directory(&at("work"))?;
+        private_directory(&at("cache"))?;
+    }
     let config = config(settings, instance, program, environment)?;
     let otlp = match &settings.otlp_endpoint {
         Some(endpoint) => Some(Arc::new(Otlp::new(endpoint, &config.instance)?)),
         None => None,
     };
-    let mut builder = ControlPlane::builder(storage.clone(), executor, config)
+    let mut builder = places(storage.clone(), config)
         .artifacts(artifacts)
-        .volume(volume)
         .vault(vault)
         .webhooks(Webhooks::new(web_dialer().within(settings.webhook_targets)));
     if let Some(otlp) = &otlp {
@@ -201,6 +203,7 @@ pub async fn compose(
     Ok(Composed {
         plane,
         storage,
+        cluster,
         otlp,
         _alone: alone,
     })
@@ -239,14 +242,38 @@ pub async fn beside(
 ) -> anyhow::Result<ControlPlane> {
     let instance = instance();
     let storage = beside_storage(settings, &instance).await?;
-    let data = &settings.data_dir;
     let options = ArtifactOptions::new().with_standard_credentials();
     let artifacts = OpendalArtifacts::from_url(&settings.artifacts_url, &options).map_err(told)?;
-    let executor = LocalExecutor::new(data.join("executions")).map_err(told)?;
-    let volume = DirectoryVolume::new(data.join("volumes")).map_err(told)?;
+    let environment: BTreeMap<_, _> = environment.collect();
+    let (places, _) = places(settings, &environment).await?;
     let config = config(settings, instance, program, environment)?;
-    let builder = ControlPlane::builder(storage, executor, config);
-    Ok(builder.artifacts(artifacts).volume(volume).build())
+    Ok(places(storage, config).artifacts(artifacts).build())
+}
+
+/// A control plane's beginning, with where executions and volumes are.
+type Places = Box<dyn FnOnce(SqlStorage, Config) -> Builder + Send>;
+
+/// Opens where executions and volumes are: the machine, or a cluster.
+async fn places(
+    settings: &Settings,
+    environment: &BTreeMap<String, String>,
+) -> anyhow::Result<(Places, Option<KubernetesExecutor>)> {
+    if let Some(kubernetes) = &settings.kubernetes {
+        let (executor, volume) = crate::kubernetes::open(kubernetes, environment).await?;
+        let cluster = executor.clone();
+        #[cfg(feature = "failpoints")]
+        let executor = crate::twice::Twice(executor);
+        let begin: Places = Box::new(|storage, config| ControlPlane::builder(storage, executor, config).volume(volume));
+        return Ok((begin, Some(cluster)));
+    }
+    let executor = LocalExecutor::new(settings.data_dir.join("executions")).map_err(told)?;
+    #[cfg(feature = "failpoints")]
+    let executor = crate::twice::Twice(executor);
+    let volume = DirectoryVolume::new(settings.data_dir.join("volumes")).map_err(told)?;
+    Ok((
+        Box::new(|storage, config| ControlPlane::builder(storage, executor, config).volume(volume)),
+        None,
+    ))
 }
 
 /// What the control plane is told of the settings.
@@ -254,7 +281,7 @@ fn config(
     settings: &Settings,
     instance: String,
     program: PathBuf,
-    environment: impl Iterator<Item = (String, String)>,
+    environment: impl IntoIterator<Item = (String, String)>,
 ) -> anyhow::Result<Config> {
     let at = |name: &str| settings.data_dir.join(name);
     let socket = at("agent.sock");
@@ -264,15 +291,20 @@ fn config(
             settings.data_dir.display()
         );
     }
-    let agent = AgentLaunch {
-        command: vec![program.display().to_string(), "agent".to_owned()],
-        server: match &settings.agent_url {
-            Some(url) => url.clone(),
-            None => format!("unix:{}", socket.display()),
-        },
-        work_dir: at("work"),
-        cache_dir: at("cache"),
-        environment: agent_environment(settings, environment),
+    let environment = environment.into_iter();
+    let agent = if settings.kubernetes.is_some() {
+        crate::kubernetes::launch(settings, agent_environment(settings, std::iter::empty()))
+    } else {
+        AgentLaunch {
+            command: vec![program.display().to_string(), "agent".to_owned()],
+            server: match &settings.agent_url {
+                Some(url) => url.clone(),
+                None => format!("unix:{}", socket.display()),
+            },
+            work_dir: at("work"),
+            cache_dir: at("cache"),
+            environment: agent_environment(settings, environment),
+        }
     };
     let mut config = Config::new(instance, agent);
     config.run_capacity = settings.run_capacity;

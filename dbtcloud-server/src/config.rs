@@ -103,6 +103,29 @@ pub struct Smtp {
     pub password_file: Option<PathBuf>,
 }
 
+/// The cluster that runs execute in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// Namespace of runs.
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig.
+    pub context: Option<String>,
+    /// Image of runs whose environment names none.
+    pub image: String,
+    /// Name before those of Jobs and volumes.
+    pub installation: Option<String>,
+    /// Service account of runs whose environment names none.
+    pub service_account: Option<String>,
+    /// StorageClass of volumes.
+    pub storage_class: Option<String>,
+    /// Size of a volume.
+    pub volume_size: String,
+    /// File with part of a pod template.
+    pub pod_overlay_file: Option<PathBuf>,
+    /// Whether every account has a namespace of its own.
+    pub namespace_per_account: bool,
+}
+
 /// Settings that were understood.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -152,6 +175,8 @@ pub struct Settings {
     pub smtp: Option<Smtp>,
     /// How long what is over is kept, where an account says nothing else.
     pub retention: Retention,
+    /// The cluster that runs execute in; processes of this machine when absent.
+    pub kubernetes: Option<Kubernetes>,
     /// Whether the schema is brought up to date at the start.
     pub migrate: bool,
 }

@@ -132,6 +132,12 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
         }
     }
     let draining = app.options.draining.is_cancelled();
+    if let Some(check) = &app.options.executor {
+        // Runs wait for it; everything else works.
+        let late = "the cluster does not answer in time; runs wait for it";
+        let fault = in_time(check(), late).await.map(|error| error.to_string());
+        readiness.components.push(Component::degraded("executor", fault));
+    }
     let ready = readiness.is_ready() && !draining;
     let status = if ready {
         StatusCode::OK

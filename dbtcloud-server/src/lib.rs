@@ -30,6 +30,8 @@ pub mod doctor;
 pub mod forwarded;
 pub mod health;
 #[cfg(feature = "cli")]
+mod kubernetes;
+#[cfg(feature = "cli")]
 pub mod prepare;
 #[cfg(feature = "cli")]
 pub mod retention;
@@ -98,6 +100,8 @@ pub struct Options {
     /// Tells whether the database, which answers, can also be worked with, for `/readyz`: a newer release may have
     /// changed its schema meanwhile, or it may have become read-only.
     pub database: Option<Check>,
+    /// Tells whether executions can be started, for `/readyz`; nothing is asked when absent.
+    pub executor: Option<Check>,
 }
 
 impl Default for Options {
@@ -112,6 +116,7 @@ impl Default for Options {
             draining: tokio_util::sync::CancellationToken::new(),
             connections: None,
             database: None,
+            executor: None,
         }
     }
 }

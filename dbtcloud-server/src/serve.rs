@@ -67,6 +67,17 @@ pub async fn serve_on(
             let (idle, used) = storage.connections();
             Connections { idle, used }
         })),
+        executor: composed
+            .cluster
+            .clone()
+            .filter(|_| settings.has(Role::Scheduler))
+            .map(|cluster| {
+                let check: crate::Check = Arc::new(move || {
+                    let cluster = cluster.clone();
+                    async move { cluster.answers().await }.boxed()
+                });
+                check
+            }),
         database: Some(Arc::new(move || {
             let storage = database.clone();
             async move {

@@ -126,13 +126,43 @@ pub struct Given {
     /// Days that entries of the audit log are kept, 0 for ever; accounts may say otherwise [default: 365]
     #[arg(long, env = "DBTCLOUD_RETAIN_AUDIT_DAYS", value_name = "DAYS")]
     pub retain_audit_days: Option<String>,
+    /// What runs execute in: processes (of this machine), kubernetes [default: processes]
+    #[arg(long, env = "DBTCLOUD_EXECUTOR", value_name = "WHICH")]
+    pub executor: Option<String>,
+    /// Namespace of runs [default: that of this pod or of the context]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_NAMESPACE", value_name = "NAME")]
+    pub kubernetes_namespace: Option<String>,
+    /// Context of the kubeconfig, which KUBECONFIG names [default: this pod's cluster, or the current context]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_CONTEXT", value_name = "NAME")]
+    pub kubernetes_context: Option<String>,
+    /// Image of runs whose environment names none: dbt and the agent
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_IMAGE", value_name = "IMAGE")]
+    pub kubernetes_image: Option<String>,
+    /// Name before those of Jobs and volumes, for installations that share a namespace [default: none]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_INSTALLATION", value_name = "NAME")]
+    pub kubernetes_installation: Option<String>,
+    /// Service account of runs whose environment names none [default: the namespace's]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_SERVICE_ACCOUNT", value_name = "NAME")]
+    pub kubernetes_service_account: Option<String>,
+    /// StorageClass of volumes, which must be read-write-many [default: the cluster's]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_STORAGE_CLASS", value_name = "NAME")]
+    pub kubernetes_storage_class: Option<String>,
+    /// Size of a volume [default: 10Gi]
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_VOLUME_SIZE", value_name = "QUANTITY")]
+    pub kubernetes_volume_size: Option<String>,
+    /// YAML or JSON file with part of a pod template, merged over every run's pod
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_POD_OVERLAY_FILE", value_name = "FILE")]
+    pub kubernetes_pod_overlay_file: Option<String>,
+    /// Gives every account a namespace of its own, <namespace>-<account>
+    #[arg(long, env = "DBTCLOUD_KUBERNETES_NAMESPACE_PER_ACCOUNT")]
+    pub kubernetes_namespace_per_account: bool,
     /// Brings the database's schema up to date at the start; embedded databases always are
     #[arg(long, env = "DBTCLOUD_MIGRATE")]
     pub migrate: bool,
 }
 
 /// Names of all keys, as the file has them.
-pub const KEYS: [&str; 38] = [
+pub const KEYS: [&str; 48] = [
     "agent_ca",
     "agent_url",
     "app_url",
@@ -145,8 +175,18 @@ pub const KEYS: [&str; 38] = [
     "database_statement_timeout_seconds",
     "database_url",
     "drain_seconds",
+    "executor",
     "grace_seconds",
     "key_file",
+    "kubernetes_context",
+    "kubernetes_image",
+    "kubernetes_installation",
+    "kubernetes_namespace",
+    "kubernetes_namespace_per_account",
+    "kubernetes_pod_overlay_file",
+    "kubernetes_service_account",
+    "kubernetes_storage_class",
+    "kubernetes_volume_size",
     "listen",
     "log",
     "log_format",
@@ -175,7 +215,7 @@ pub const KEYS: [&str; 38] = [
 
 impl Given {
     /// Every setting that is one text, by its key.
-    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 35] {
+    pub(super) fn texts(&self) -> [(&'static str, &Option<String>); 44] {
         [
             ("listen", &self.listen),
             ("tls_listen", &self.tls_listen),
@@ -210,6 +250,15 @@ impl Given {
             ("smtp_url", &self.smtp_url),
             ("smtp_password_file", &self.smtp_password_file),
             ("smtp_from", &self.smtp_from),
+            ("executor", &self.executor),
+            ("kubernetes_namespace", &self.kubernetes_namespace),
+            ("kubernetes_context", &self.kubernetes_context),
+            ("kubernetes_image", &self.kubernetes_image),
+            ("kubernetes_installation", &self.kubernetes_installation),
+            ("kubernetes_service_account", &self.kubernetes_service_account),
+            ("kubernetes_storage_class", &self.kubernetes_storage_class),
+            ("kubernetes_volume_size", &self.kubernetes_volume_size),
+            ("kubernetes_pod_overlay_file", &self.kubernetes_pod_overlay_file),
             ("retain_runs_days", &self.retain_runs_days),
             ("retain_logs_days", &self.retain_logs_days),
             ("retain_artifacts_days", &self.retain_artifacts_days),
@@ -219,7 +268,13 @@ impl Given {
     }
 
     /// Every setting that is on or not said, by its key.
-    pub(super) fn switches(&self) -> [(&'static str, bool); 1] {
-        [("migrate", self.migrate)]
+    pub(super) fn switches(&self) -> [(&'static str, bool); 2] {
+        [
+            (
+                "kubernetes_namespace_per_account",
+                self.kubernetes_namespace_per_account,
+            ),
+            ("migrate", self.migrate),
+        ]
     }
 }

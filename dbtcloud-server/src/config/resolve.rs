@@ -10,7 +10,7 @@ use dbtcloud_runtime::dispatch::{Mail, MailServer};
 
 use crate::forwarded::{NoNetwork, Proxies};
 
-use super::{Database, Given, KEYS, Lineage, LogFormat, Problem, Problems, Role, Settings, Smtp, Tls};
+use super::{Database, Given, KEYS, Kubernetes, Lineage, LogFormat, Problem, Problems, Role, Settings, Smtp, Tls};
 
 #[derive(Default)]
 struct Reader {
@@ -274,6 +274,50 @@ impl Reader {
         }
     }
 
+    fn kubernetes(&mut self, base: &Path) -> Option<Kubernetes> {
+        let namespace_per_account = self.read("kubernetes_namespace_per_account", false, "true or false");
+        match self.text("executor").as_deref() {
+            Some("kubernetes") => {}
+            other => {
+                if let Some(other) = other.filter(|other| *other != "processes") {
+                    self.problem("executor", format!("expected processes or kubernetes, got '{other}'"));
+                }
+                return None;
+            }
+        }
+        if self.text("kubernetes_image").is_none() {
+            self.problem("kubernetes_image", "expected an image with dbt and the agent");
+        }
+        if self.text("agent_url").is_none() {
+            self.problem(
+                "agent_url",
+                "expected where pods reach an app, such as http://dbtcloud-app:8080",
+            );
+        }
+        let kubernetes = Kubernetes {
+            namespace: self.text("kubernetes_namespace"),
+            context: self.text("kubernetes_context"),
+            image: self.text("kubernetes_image").unwrap_or_default(),
+            installation: self.text("kubernetes_installation"),
+            service_account: self.text("kubernetes_service_account"),
+            storage_class: self.text("kubernetes_storage_class"),
+            volume_size: self.text("kubernetes_volume_size").unwrap_or_else(|| "10Gi".to_owned()),
+            pod_overlay_file: self.text("kubernetes_pod_overlay_file").map(|path| base.join(path)),
+            namespace_per_account,
+        };
+        // All that can be told without a cluster; where it is does not matter.
+        if !kubernetes.image.is_empty()
+            && let Err(error) = crate::kubernetes::options(&kubernetes, &BTreeMap::new())
+        {
+            let told = format!("{error:#}");
+            match told.split_once(": ").filter(|(key, _)| key.starts_with("kubernetes_")) {
+                Some((key, what)) => self.problem(key, what),
+                None => self.problem("executor", told),
+            }
+        }
+        Some(kubernetes)
+    }
+
     fn days(&mut self, key: &'static str, default: Days) -> Days {
         let expected = format!("a number of days from 0 (for ever) to {DAYS_LIMIT}");
         self.read(key, default, &expected)
@@ -337,6 +381,7 @@ impl Reader {
         let agent_url = self.url("agent_url", &["http", "https"]);
         let agent_ca = self.text("agent_ca").map(|path| absolute(&path));
         let retention = self.retention();
+        let kubernetes = self.kubernetes(base);
         let migrate = self.read("migrate", false, "true or false");
         let otlp_endpoint = self.url("otlp_endpoint", &["http"]);
         let lineage = self.lineage(base);
@@ -371,6 +416,7 @@ impl Reader {
             webhook_targets,
             smtp,
             retention,
+            kubernetes,
             migrate,
         };
         if settings.is_gateway_alone() {

@@ -62,6 +62,27 @@ impl Settings {
             text("tls_cert", tls.certificate.display().to_string());
             text("tls_key", tls.key.display().to_string());
         }
+        if let Some(kubernetes) = &self.kubernetes {
+            text("executor", "kubernetes".to_owned());
+            text("kubernetes_image", kubernetes.image.clone());
+            text("kubernetes_volume_size", kubernetes.volume_size.clone());
+            for (key, value) in [
+                ("kubernetes_namespace", &kubernetes.namespace),
+                ("kubernetes_context", &kubernetes.context),
+                ("kubernetes_installation", &kubernetes.installation),
+                ("kubernetes_service_account", &kubernetes.service_account),
+                ("kubernetes_storage_class", &kubernetes.storage_class),
+            ] {
+                if let Some(value) = value {
+                    text(key, value.clone());
+                }
+            }
+            if let Some(file) = &kubernetes.pod_overlay_file {
+                text("kubernetes_pod_overlay_file", file.display().to_string());
+            }
+            let each = toml::Value::Boolean(kubernetes.namespace_per_account);
+            table.insert("kubernetes_namespace_per_account".to_owned(), each);
+        }
         let roles = self.roles.iter().map(|role| toml::Value::from(role.name())).collect();
         table.insert("role".to_owned(), toml::Value::Array(roles));
         let number = |value: u64| toml::Value::Integer(i64::try_from(value).unwrap_or(i64::MAX));

@@ -201,3 +201,39 @@ fn mail_is_whole_or_not_there() {
     assert!(told.to_string().contains("smtp_password_file"), "{told}");
     assert!(!format!("{told} {told:?}").contains("hunter2"), "{told:?}");
 }
+
+#[test]
+fn a_cluster_needs_an_image_and_a_way_back() {
+    let faults = |file: &str| resolve(&Given::default(), Some(file)).unwrap_err();
+    assert_eq!(faults("executor = \"kubernetes\""), ["kubernetes_image", "agent_url"]);
+    assert_eq!(faults("executor = \"docker\""), ["executor"]);
+    let with = |line: &str| {
+        format!("executor = \"kubernetes\"\nagent_url = \"http://app:8080\"\nkubernetes_image = \"r/dbt:1\"\n{line}")
+    };
+    for (line, key) in [
+        ("kubernetes_namespace = \"A B\"", "kubernetes_namespace"),
+        (
+            "kubernetes_installation = \"much-too-long-for-a-name-of-a-job\"",
+            "kubernetes_installation",
+        ),
+        (
+            "kubernetes_pod_overlay_file = \"/no/such/file\"",
+            "kubernetes_pod_overlay_file",
+        ),
+        (
+            "kubernetes_namespace_per_account = \"perhaps\"",
+            "kubernetes_namespace_per_account",
+        ),
+    ] {
+        assert_eq!(faults(&with(line)), [key]);
+    }
+    let root = tempfile::tempdir().unwrap();
+    let overlay = root.path().join("pod.yaml");
+    let line = format!("kubernetes_pod_overlay_file = \"{}\"", overlay.display());
+    std::fs::write(&overlay, "spec: {hostNetwork: true}").unwrap();
+    assert_eq!(faults(&with(&line)), ["kubernetes_pod_overlay_file.spec.hostNetwork"]);
+    std::fs::write(&overlay, "spec:\n  priorityClassName: low\n").unwrap();
+    let settings = resolve(&Given::default(), Some(&with(&line))).unwrap();
+    assert_eq!(settings.kubernetes.as_ref().unwrap().volume_size, "10Gi");
+    assert!(settings.show().contains("executor = \"kubernetes\""));
+}

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::{Report, Verdict};
 use crate::compose;
-use crate::config::{Role, Settings};
+use crate::config::{Kubernetes, Role, Settings};
 
 /// How far this machine's clock may be from the database's. Leases are given for longer than that.
 const CLOCK_LIMIT: Duration = Duration::from_secs(5);
@@ -262,6 +262,9 @@ async fn artifacts(settings: &Settings) -> Verdict {
 }
 
 async fn executor(report: &mut Report, settings: &Settings, environment: &BTreeMap<String, String>) {
+    if let Some(kubernetes) = &settings.kubernetes {
+        return cluster(report, kubernetes, environment).await;
+    }
     let uv = environment.get("DBTCLOUD_UV").map_or("uv", String::as_str);
     let mend = "runs install dbt with it; `pip install uv`, or name it in DBTCLOUD_UV";
     report.look("uv", program(uv, mend)).await;
@@ -288,6 +291,40 @@ async fn program(name: &str, mend: &str) -> Verdict {
         Ok(Ok(output)) => Verdict::Wrong(format!("`{name} --version` ended with {}; {mend}", output.status)),
         Ok(Err(error)) => Verdict::Wrong(format!("cannot run {name}: {error}; {mend}")),
         Err(_) => Verdict::Wrong(format!("`{name} --version` took longer than {ANSWER_LIMIT:?}; {mend}")),
+    }
+}
+
+/// Asks the cluster about rights, StorageClass and image.
+async fn cluster(report: &mut Report, kubernetes: &Kubernetes, environment: &BTreeMap<String, String>) {
+    let asked = async {
+        let (executor, _) = crate::kubernetes::open(kubernetes, environment).await?;
+        // Credentials that have just been made are not known everywhere at once.
+        executor.check().await.map_err(compose::told)
+    };
+    let check = match asked.await {
+        Ok(check) => check,
+        Err(error) => return report.add("kubernetes", Verdict::Wrong(format!("{error:#}"))),
+    };
+    let told = format!("{} answers; runs are in namespace {}", check.version, check.namespace);
+    report.add("kubernetes", Verdict::Fine(told));
+    let (rights, others): (Vec<_>, Vec<_>) = check.answers.into_iter().partition(|answer| answer.vital);
+    let missing: Vec<_> = rights.iter().filter_map(|right| right.fault.as_deref()).collect();
+    let verdict = match missing.is_empty() {
+        true => Verdict::Fine(format!("all {} that are used", rights.len())),
+        false => Verdict::Wrong(missing.join("; ")),
+    };
+    report.add("kubernetes_rights", verdict);
+    for answer in others {
+        let name = if answer.about.starts_with("image") {
+            "kubernetes_image"
+        } else {
+            "kubernetes_storage_class"
+        };
+        let verdict = match answer.fault {
+            None => Verdict::Fine(answer.about),
+            Some(fault) => Verdict::Doubt(format!("{}: {fault}", answer.about)),
+        };
+        report.add(name, verdict);
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`KubernetesExecutor`]: the executor port as Jobs and Pods.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -72,7 +72,8 @@ const PAGE: u32 = 500;
 /// - **Refusals** of the API server or of admission that cannot heal are told at once, as `Invalid` by `start` or as
 ///   an end by `observe`; what may heal is a reason to wait.
 ///
-/// Its methods need a tokio runtime with time and I/O enabled; two tasks of it watch until the last clone is dropped.
+/// Its methods need a tokio runtime with time and I/O enabled; two tasks of it watch from the first look until the
+/// last clone is dropped.
 ///
 /// ```no_run
 /// use dbtcloud_kubernetes::{Access, KubernetesExecutor, Options};
@@ -98,8 +99,8 @@ impl std::fmt::Debug for KubernetesExecutor {
 
 struct Inner {
     cluster: Arc<Cluster>,
-    jobs: Cache<Job>,
-    pods: Cache<Pod>,
+    /// From the first look on: whoever starts nothing watches nothing.
+    watches: OnceLock<(Cache<Job>, Cache<Pod>)>,
     changed: Arc<Notify>,
     waits: Mutex<HashMap<ExecutionId, Wait>>,
     addresses: Mutex<HashMap<ExecutionId, Address>>,
@@ -146,13 +147,11 @@ impl KubernetesExecutor {
     /// `Invalid` for options that cannot be meant and credentials that cannot be read.
     pub async fn open(options: Options) -> Result<Self> {
         let cluster = Cluster::open(options).await?;
-        let changed = Arc::new(Notify::new());
         Ok(Self {
             inner: Arc::new(Inner {
-                jobs: Cache::watch(&cluster, [&LIST_JOBS, &WATCH_JOBS], Arc::clone(&changed)),
-                pods: Cache::watch(&cluster, [&LIST_PODS, &WATCH_PODS], Arc::clone(&changed)),
+                watches: OnceLock::new(),
                 cluster,
-                changed,
+                changed: Arc::new(Notify::new()),
                 waits: Mutex::default(),
                 addresses: Mutex::default(),
             }),
@@ -183,8 +182,26 @@ impl KubernetesExecutor {
 }
 
 impl Inner {
+    fn watches(&self) -> &(Cache<Job>, Cache<Pod>) {
+        self.watches.get_or_init(|| {
+            let changed = || Arc::clone(&self.changed);
+            (
+                Cache::watch(&self.cluster, [&LIST_JOBS, &WATCH_JOBS], changed()),
+                Cache::watch(&self.cluster, [&LIST_PODS, &WATCH_PODS], changed()),
+            )
+        })
+    }
+
+    fn jobs(&self) -> &Cache<Job> {
+        &self.watches().0
+    }
+
+    fn pods(&self) -> &Cache<Pod> {
+        &self.watches().1
+    }
+
     fn denial(&self) -> Result<()> {
-        match self.jobs.denial().or_else(|| self.pods.denial()) {
+        match self.jobs().denial().or_else(|| self.pods().denial()) {
             Some(failure) => Err(failure.into()),
             None => Ok(()),
         }
@@ -205,8 +222,8 @@ impl Inner {
     /// What the watches know; nothing when they are not to be relied upon.
     fn cached(&self, id: ExecutionId) -> Option<Found> {
         Some(Found {
-            job: self.jobs.get(id)?,
-            pod: self.pods.get(id)?,
+            job: self.jobs().get(id)?,
+            pod: self.pods().get(id)?,
         })
     }
 
@@ -218,7 +235,7 @@ impl Inner {
         let listed = self.call(&LIST_JOBS, api.list(&by_name)).await?;
         let job = listed.items.into_iter().find(|job| execution(job) == Some(id));
         Ok(job.map(|job| {
-            self.jobs.learn(job.clone());
+            self.jobs().learn(job.clone());
             Arc::new(job)
         }))
     }
@@ -229,7 +246,7 @@ impl Inner {
         let mut listed = self.call(&LIST_PODS, api.list(&by_label)).await?.items;
         listed.sort_by_key(|pod| (pod.creation_timestamp(), pod.uid()));
         Ok(listed.into_iter().next().map(|pod| {
-            self.pods.learn(pod.clone());
+            self.pods().learn(pod.clone());
             Arc::new(pod)
         }))
     }
@@ -365,9 +382,9 @@ impl Inner {
         if let Some(job) = &found.job {
             let mut suspended = annotated;
             suspended["spec"] = json!({"suspend": true});
-            self.patch(&PATCH_JOBS, &self.jobs, job.as_ref(), &suspended).await?;
+            self.patch(&PATCH_JOBS, self.jobs(), job.as_ref(), &suspended).await?;
         } else if let Some(pod) = &found.pod {
-            self.patch(&PATCH_PODS, &self.pods, pod.as_ref(), &annotated).await?;
+            self.patch(&PATCH_PODS, self.pods(), pod.as_ref(), &annotated).await?;
         }
         match &found.pod {
             Some(pod) => self.delete_pod(pod, 1).await,
@@ -480,7 +497,7 @@ impl Inner {
         match self.call(&DELETE_PODS, api.delete(&name, &within)).await {
             Ok(deleted) => {
                 if let Some(deleted) = deleted.left() {
-                    self.pods.learn(deleted);
+                    self.pods().learn(deleted);
                 }
                 Ok(())
             }
@@ -497,7 +514,7 @@ impl Inner {
             .await
         {
             Ok(_) | Err(Failure::NotFound(_)) => {
-                self.jobs.forget(job);
+                self.jobs().forget(job);
                 Ok(())
             }
             Err(failure) => Err(failure),
@@ -519,7 +536,7 @@ impl Inner {
                     if !is_task {
                         self.delete_pod(&pod, 0).await?;
                     }
-                    self.pods.forget(&pod);
+                    self.pods().forget(&pod);
                     return Ok(());
                 }
                 Err(Failure::Changed) => match self.ask_pod(id).await? {
@@ -544,7 +561,7 @@ impl Inner {
             if let Some(pod) = &found.pod {
                 if !pod.annotations().contains_key(CANCELLED) {
                     let mark = json!({"metadata": {"annotations": {CANCELLED: "true"}}});
-                    self.patch(&PATCH_PODS, &self.pods, pod.as_ref(), &mark).await?;
+                    self.patch(&PATCH_PODS, self.pods(), pod.as_ref(), &mark).await?;
                 }
                 return self.delete_pod(pod, seconds).await;
             }
@@ -552,7 +569,7 @@ impl Inner {
                 return Ok(());
             };
             let mark = json!({"metadata": {"annotations": {CANCELLED: "true"}}, "spec": {"suspend": true}});
-            self.patch(&PATCH_JOBS, &self.jobs, job.as_ref(), &mark).await?;
+            self.patch(&PATCH_JOBS, self.jobs(), job.as_ref(), &mark).await?;
         }
         Ok(())
     }
@@ -652,14 +669,14 @@ impl Executor for KubernetesExecutor {
             Workload::Task => {
                 let job = pod::job(options, spec)?;
                 if let Some(job) = inner.create(&CREATE_JOBS, &namespace, &job).await? {
-                    inner.jobs.learn(job);
+                    inner.jobs().learn(job);
                 }
             }
             Workload::Service => {
                 let pod = pod::service_pod(options, spec)?;
                 if let Some(pod) = inner.create(&CREATE_PODS, &namespace, &pod).await? {
                     inner.make_service(spec.id, &pod).await?;
-                    inner.pods.learn(pod);
+                    inner.pods().learn(pod);
                 }
             }
         }
