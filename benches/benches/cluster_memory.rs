@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use dbtcloud_benches::figures::table;
 use dbtcloud_benches::program;
 use dbtcloud_benches::server::{self, Server};
-use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{ExecutionId, ExecutionSpec, Executor, Workload, WorkloadLimits};
+use dbtcloud_contract::suite::executor::plain_spec;
+use dbtcloud_core::id::RunId;
+use dbtcloud_core::ports::{ExecutionId, ExecutionSpec, Executor};
 use dbtcloud_kubernetes::{Access, KubernetesExecutor, Options};
 use dbtcloud_tests::cluster;
 use dbtcloud_tests::installation::Installation;
@@ -59,27 +60,20 @@ fn outside() {
 }
 
 fn task(run: i64) -> ExecutionSpec {
-    ExecutionSpec {
-        id: ExecutionId::Run {
-            run: RunId::new(run),
-            attempt: 1,
-        },
-        account: AccountId::new(1),
-        workload: Workload::Task,
-        command: vec!["dbtcloud".to_owned(), "agent".to_owned()],
-        environment: [
-            "DBTCLOUD_SERVER",
-            "DBTCLOUD_WORK_DIR",
-            "DBTCLOUD_CACHE_DIR",
-            "DBTCLOUD_LOG",
-        ]
-        .map(|name| (name.to_owned(), "http://dbtcloud-app.default.svc:8080".to_owned()))
-        .into(),
-        ticket: None,
-        placement: Default::default(),
-        mounts: Vec::new(),
-        limits: WorkloadLimits::default(),
-    }
+    let mut spec = plain_spec(ExecutionId::Run {
+        run: RunId::new(run),
+        attempt: 1,
+    });
+    spec.command = vec!["dbtcloud".to_owned(), "agent".to_owned()];
+    spec.environment = [
+        "DBTCLOUD_SERVER",
+        "DBTCLOUD_WORK_DIR",
+        "DBTCLOUD_CACHE_DIR",
+        "DBTCLOUD_LOG",
+    ]
+    .map(|name| (name.to_owned(), "http://dbtcloud-app.default.svc:8080".to_owned()))
+    .into();
+    spec
 }
 
 async fn make_jobs(kubeconfig: &Path) {
