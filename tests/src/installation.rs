@@ -174,6 +174,17 @@ impl Installation {
         &self.api
     }
 
+    /// Has the server listen on another address of this machine, and reaches it there.
+    ///
+    /// # Panics
+    /// When it is up already.
+    pub fn listen_on(&mut self, address: &str) {
+        assert!(self.server.is_none(), "the server is up");
+        let port = self.listen.rsplit(':').next().unwrap();
+        self.listen = format!("{address}:{port}");
+        self.api = Api::new(&self.url(), self.api.token(), self.api.account);
+    }
+
     /// Where the server's log is.
     pub fn log(&self) -> PathBuf {
         self.path().join("server.log")

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod azure;
+pub mod between;
 pub mod cluster;
 pub mod disk;
 pub mod fake;

@@ -3,7 +3,11 @@
 mod chart;
 mod executor;
 mod failures;
+mod faults;
 mod rights;
 mod smoke;
+mod spoiled;
 mod stage;
+mod story;
 mod volume;
+mod world;

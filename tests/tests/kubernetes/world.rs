@@ -1,0 +1,117 @@
+//! An installation of the real binary whose runs are Jobs, and a git server for them.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use dbtcloud_contract::wait::until;
+use dbtcloud_tests::cluster::{self, LIMIT, Namespace};
+use dbtcloud_tests::installation::Installation;
+use dbtcloud_tests::project::git;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use serde_json::json;
+
+/// Nothing of it is started but the git server.
+pub(crate) struct World {
+    pub(crate) installation: Installation,
+    pub(crate) namespace: Namespace,
+    git: Child,
+    port: u16,
+}
+
+impl World {
+    pub(crate) async fn new(topic: &str) -> Self {
+        let namespace = Namespace::labelled(topic, &[("pod-security.kubernetes.io/enforce", "restricted")]).await;
+        let mut installation = Installation::new();
+        installation.listen_on(&cluster::host());
+        let url = installation.url();
+        installation.environment.extend([
+            ("DBTCLOUD_EXECUTOR", "kubernetes".to_owned()),
+            ("DBTCLOUD_AGENT_URL", url),
+            ("DBTCLOUD_KUBERNETES_NAMESPACE", namespace.name().to_owned()),
+            ("DBTCLOUD_KUBERNETES_IMAGE", cluster::runner()),
+        ]);
+        std::fs::create_dir_all(installation.path().join("git")).unwrap();
+        let (git, port) = serve(&installation.path().join("git")).await;
+        Self {
+            installation,
+            namespace,
+            git,
+            port,
+        }
+    }
+
+    /// Where a project goes that pods clone, and its address.
+    pub(crate) fn origin(&self, name: &str) -> (std::path::PathBuf, String) {
+        let folder = self.installation.path().join("git").join(name);
+        (folder, format!("git://{}:{}/{name}", cluster::host(), self.port))
+    }
+
+    /// A job on DuckDB, whose file goes with the pod.
+    pub(crate) async fn job(&self, repository: &str, commands: &[&str]) -> i64 {
+        let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": "/tmp/w.duckdb"}});
+        let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
+        self.installation
+            .job_on(repository, commands, &connection, &credentials, &json!({}))
+            .await
+    }
+
+    pub(crate) async fn jobs(&self) -> Vec<Job> {
+        let jobs: Api<Job> = self.namespace.api();
+        jobs.list(&ListParams::default()).await.unwrap().items
+    }
+
+    pub(crate) async fn pods(&self) -> Vec<Pod> {
+        let pods: Api<Pod> = self.namespace.api();
+        pods.list(&ListParams::default()).await.unwrap().items
+    }
+
+    /// Waits until nothing of any run is left on the cluster.
+    pub(crate) async fn empty(&self) {
+        until(LIMIT, || async {
+            match (self.jobs().await, self.pods().await) {
+                (jobs, pods) if jobs.is_empty() && pods.is_empty() => Ok(()),
+                left => Err(left),
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.git.kill();
+        let _ = self.git.wait();
+        // What a test that failed left is let go, so that the namespace can be removed.
+        let pods = self.namespace.try_kubectl(&["get", "pods", "--output", "name"]).stdout;
+        for pod in String::from_utf8_lossy(&pods).lines() {
+            let freed = r#"{"metadata": {"finalizers": null}}"#;
+            self.namespace
+                .try_kubectl(&["patch", pod, "--type", "merge", "--patch", freed]);
+        }
+    }
+}
+
+/// Serves the repositories below a folder to pods.
+async fn serve(folder: &Path) -> (Child, u16) {
+    let (host, port) = (cluster::host(), free_port());
+    let daemon = Path::new(&git(folder, &["--exec-path"])).join("git-daemon");
+    let mut command = Command::new(daemon);
+    command
+        .args(["--export-all", "--reuseaddr"])
+        .arg(format!("--base-path={}", folder.display()))
+        .args([format!("--listen={host}"), format!("--port={port}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    until(LIMIT, || async { TcpStream::connect((host.as_str(), port)) }).await;
+    (child, port)
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind((cluster::host(), 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
