@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dbtcloud_benches::figures::{Figures, table};
+use dbtcloud_benches::pgbench::{self, yardstick};
 use dbtcloud_benches::program;
 use dbtcloud_benches::queueing::{self, new_run, now};
 use dbtcloud_core::id::AccountId;
@@ -45,8 +46,8 @@ async fn ours(storage: &SqlStorage, workers: u64) -> f64 {
     cycles.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
 }
 
-fn yardstick(file: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("yardstick").join(file)
+fn pgbench(cluster: &Cluster, database: &str, workers: u64, script: Option<&str>) -> f64 {
+    pgbench::rate(cluster, database, workers, script, SPAN)
 }
 
 /// Runs per second that are fired by schedules and claimed, [`FIRE_LIMIT`] at a time, and runs per second that
@@ -107,26 +108,6 @@ async fn batched(storage: &SqlStorage) -> (f64, f64) {
     (runs as f64 / started.as_secs_f64(), runs as f64 / ended.as_secs_f64())
 }
 
-/// pgbench's own figure for the same number of connections: of a script, or of its own `-N`.
-fn pgbench(port: u16, database: &str, workers: u64, script: Option<&str>) -> f64 {
-    let threads = workers.min(2).to_string();
-    let mut command = Command::new(program::pgbench());
-    command
-        .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres"])
-        .args(["-p", &port.to_string(), "-c", &workers.to_string(), "-j", &threads])
-        .args(["-T", &SPAN.as_secs().to_string()]);
-    match script {
-        Some(file) => command.arg("-f").arg(yardstick(file)),
-        None => command.arg("-N"),
-    };
-    let text = program::said(command.arg(database));
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("tps = "))
-        .expect("pgbench tells tps");
-    line["tps = ".len()..].split(' ').next().unwrap().parse().unwrap()
-}
-
 fn python(file: &Path) -> f64 {
     let text = program::said(
         Command::new("python3")
@@ -162,11 +143,7 @@ async fn main() {
     let cluster = Cluster::start_durable();
     let (mine, bare, bank) = (cluster.database(), cluster.database(), cluster.database());
     bare.ask(&std::fs::read_to_string(yardstick("queue.sql")).unwrap());
-    program::said(
-        Command::new(program::pgbench())
-            .args(["-i", "-q", "-s", "20", "-h", "127.0.0.1", "-U", "postgres"])
-            .args(["-p", &cluster.port().to_string(), bank.name()]),
-    );
+    pgbench::fill(&cluster, bank.name());
     let options = Options::new().with_pool_size(16);
     let postgres = SqlStorage::connect(&mine.url(), options).await.unwrap();
     postgres.migrate().await.unwrap();
@@ -175,9 +152,9 @@ async fn main() {
     for workers in WORKERS {
         let (mut our, mut their, mut bare_commits) = (Figures::new(), Figures::new(), Figures::new());
         for _ in 0..ROUNDS {
-            their.add(pgbench(cluster.port(), bare.name(), workers, Some("cycle.sql")));
+            their.add(pgbench(&cluster, bare.name(), workers, Some("cycle.sql")));
             our.add(ours(&postgres, workers).await);
-            bare_commits.add(pgbench(cluster.port(), bank.name(), workers, None));
+            bare_commits.add(pgbench(&cluster, bank.name(), workers, None));
         }
         rows.push(row("PostgreSQL", workers, &our, &their));
         rows.push(row("PostgreSQL, over pgbench -N", workers, &our, &bare_commits));
@@ -185,7 +162,7 @@ async fn main() {
     }
     let (mut started, mut ended, mut thin) = (Figures::new(), Figures::new(), Figures::new());
     for _ in 0..ROUNDS {
-        thin.add(pgbench(cluster.port(), bare.name(), 1, Some("batch.sql")) * FIRE_LIMIT as f64);
+        thin.add(pgbench(&cluster, bare.name(), 1, Some("batch.sql")) * FIRE_LIMIT as f64);
         let (more_started, more_ended) = batched(&postgres).await;
         started.add(more_started);
         ended.add(more_ended);

@@ -4,6 +4,7 @@
 //! machine, and the ratio is the median of the pairs' ratios. Absolute figures drift with the machine.
 
 pub mod figures;
+pub mod pgbench;
 pub mod program;
 pub mod queueing;
 pub mod server;

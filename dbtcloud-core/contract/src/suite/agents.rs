@@ -25,6 +25,7 @@ cases! { $ agents_cases, agents, Stores:
     numbers_begin_again_with_an_attempt,
     many_send_one_report_once,
     reports_and_cancellation_do_not_lose_each_other,
+    each_of_many_at_once_is_judged_by_itself,
 }
 
 async fn an_overtaken_agent_is_fenced(stores: Stores) {
@@ -301,5 +302,63 @@ async fn reports_and_cancellation_do_not_lose_each_other(stores: Stores) {
             (run.cancel_requested_at, run.message.as_deref()),
             (Some(at(3)), Some("stop"))
         );
+    }
+}
+
+async fn each_of_many_at_once_is_judged_by_itself(stores: Stores) {
+    let mut fences = Vec::new();
+    for _ in 0..30 {
+        fences.push(agent(&logging(&stores).await));
+    }
+    // A sign of life; a log; an end; and what is refused: one too early, one from the middle, another agent's.
+    let report = |number: usize| match number / 2 % 6 {
+        3 => batch(4, at(9)),
+        1 => with_log(3, 5, " world"),
+        2 => Batch {
+            event: Some(RunEvent::Succeeded),
+            ..with_log(3, 5, " end")
+        },
+        4 => with_log(3, 4, "o"),
+        _ => batch(3, at(9)),
+    };
+    // Each twice, as when an answer was lost.
+    let answers = together(60, |number| {
+        let (runs, fence) = (stores.runs.clone(), fences[number / 2]);
+        let other = Fence::issue(fence.run(), Holder::Agent { attempt: 2 });
+        let fence = if number / 2 % 6 == 5 { other } else { fence };
+        async move { runs.report(&fence, &report(number)).await }
+    });
+    let mut answers = answers.await.into_iter();
+    for (place, fence) in fences.iter().enumerate() {
+        let both = [answers.next().unwrap(), answers.next().unwrap()];
+        let kinds = both
+            .iter()
+            .map(|answer| answer.as_ref().err().map(dbtcloud_core::Error::kind));
+        let kinds: Vec<_> = kinds.collect();
+        let (expected, log) = match place % 6 {
+            0 => (None, "hello"),
+            1 => (None, "hello world"),
+            2 => (None, "hello end"),
+            3 | 4 => (Some(ErrorKind::Conflict), "hello"),
+            _ => (Some(ErrorKind::Fenced), "hello"),
+        };
+        assert_eq!(kinds, [expected, expected], "{place}");
+        let taken = both.iter().flatten().filter(|ack| ack.taken.is_some()).count();
+        assert_eq!(taken, usize::from(expected.is_none()), "{place}");
+        let run = stores.runs.get(ACCOUNT, fence.run()).await.unwrap();
+        let ended = if place % 6 == 2 {
+            RunStatus::Success
+        } else {
+            RunStatus::Running
+        };
+        assert_eq!(run.status, ended, "{place}");
+        let at_nine = (place % 6 == 0).then_some(at(9));
+        assert!(
+            at_nine.is_none() || run.heartbeat_at == at_nine,
+            "{place}: {:?}",
+            run.heartbeat_at
+        );
+        let read = stores.logs.read(ACCOUNT, run.id, 1, 0, 100).await.unwrap();
+        assert_eq!(read.bytes, log.as_bytes(), "{place}");
     }
 }

@@ -25,6 +25,7 @@ mod dispatches;
 mod engine;
 mod enqueue;
 mod error;
+mod gather;
 mod history;
 mod journal;
 mod leases;

@@ -6,15 +6,13 @@ use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 use dbtcloud_core::id::{AccountId, RunId};
-use dbtcloud_core::ports::{
-    Ack, BATCH_LIMIT_BYTES, BATCH_LIMIT_ITEMS, Batch, Consumer, EventBody, Fence, Holder, RunChange, RunPatch, Taken,
-};
+use dbtcloud_core::ports::{Ack, Batch, Consumer, EventBody, Fence, Holder, RunChange, RunPatch, Taken};
 use dbtcloud_core::run::{Line, Run, RunEvent, RunStatus, StepState};
 use dbtcloud_core::{Error, Result, Timestamp};
 
 use crate::engine::{Database, Link, Row, Sql, args};
 use crate::runs::{self, run_columns};
-use crate::storage::{no_nul, no_nul_json, signed, to_json};
+use crate::storage::{no_nul, signed};
 use crate::{journal, logs};
 
 macro_rules! lock_columns {
@@ -38,6 +36,14 @@ const LOCK_QUEUED: Sql = Sql::each(
         lock_columns!(),
         "q.epoch AS held_epoch FROM run_queue q JOIN runs r ON r.id = q.run_id WHERE q.run_id = $1"
     ),
+);
+
+/// The same of several at once, as far as nobody else has them just now. PostgreSQL only.
+pub(crate) const LOCK_FREE: &str = concat!(
+    "SELECT ",
+    lock_columns!(),
+    "q.epoch AS held_epoch FROM run_queue q JOIN runs r ON r.id = q.run_id WHERE q.run_id = ANY($1) \
+        AND r.id = ANY($1) ORDER BY q.run_id FOR UPDATE OF q, r SKIP LOCKED"
 );
 
 /// Primary key: a run that has ended has no row in the queue.
@@ -137,8 +143,8 @@ const UPDATE_STEP: Sql = Sql::both(
 );
 
 /// A run whose lock this transaction has, and what is to become of it.
-struct Held {
-    run: Run,
+pub(crate) struct Held {
+    pub(crate) run: Run,
     /// The present driver's, or the last one's.
     epoch: u64,
     taken: u64,
@@ -153,7 +159,7 @@ struct Held {
 }
 
 impl Held {
-    fn of(row: &Row) -> Result<Self> {
+    pub(crate) fn of(row: &Row) -> Result<Self> {
         let run = runs::read(row)?;
         Ok(Self {
             was: run.status,
@@ -259,7 +265,7 @@ async fn save(link: &mut Link<'_>, held: &mut Held, at: Timestamp) -> Result<()>
     Ok(())
 }
 
-fn check_patch(patch: &RunPatch) -> Result<()> {
+pub(crate) fn check_patch(patch: &RunPatch) -> Result<()> {
     let texts = [&patch.message, &patch.git_branch, &patch.git_sha, &patch.dbt_version];
     texts.into_iter().flatten().try_for_each(|text| no_nul("patch", text))
 }
@@ -332,88 +338,113 @@ pub(crate) async fn supersede(link: &mut Link<'_>, id: RunId, line: &Line, newer
     save(link, &mut held, now).await
 }
 
-fn check_batch(batch: &Batch) -> Result<()> {
-    let bytes: usize = batch.logs.iter().map(|chunk| chunk.bytes.len()).sum();
-    if bytes > BATCH_LIMIT_BYTES {
-        return Err(Error::invalid(
-            "logs",
-            format!("expected at most {BATCH_LIMIT_BYTES} bytes, got {bytes}"),
-        ));
-    }
-    let items = batch.steps.len() + batch.nodes.len() + batch.logs.len();
-    if items > BATCH_LIMIT_ITEMS {
-        return Err(Error::invalid(
-            "batch",
-            format!("expected at most {BATCH_LIMIT_ITEMS} items, got {items}"),
-        ));
-    }
-    no_nul_json("steps", &to_json("steps", &batch.steps)?)?;
-    no_nul_json("nodes", &to_json("nodes", &batch.nodes)?)?;
-    check_patch(&batch.patch)
-}
-
+/// Takes in a report by itself.
 pub(crate) async fn report(database: &Database, fence: &Fence, batch: &Batch) -> Result<Ack> {
-    check_batch(batch)?;
     let id = fence.run();
     let mut work = database.begin().await?;
     let mut link = work.link();
     let done: Result<_> = async {
-        let mut held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
-        let listens = held.run.status.is_live() || held.ended_by_agent;
-        if fence.holder()
-            != (Holder::Agent {
-                attempt: held.run.attempt,
-            })
-            || !listens
-        {
-            return Err(Error::fenced(format!(
-                "run {id} does not listen to this agent any more"
-            )));
+        let held = lock(&mut link, id).await?.ok_or_else(|| Error::not_found("run", id))?;
+        match judge(&mut link, held, fence, batch).await? {
+            Judged::Before(ack) => Ok(ack),
+            Judged::New(taking) => taking.write(&mut link, batch.at).await,
         }
-        if batch.number <= held.taken {
-            return Ok(Ack {
-                number: held.taken,
-                status: held.run.status,
-                taken: None,
-            });
-        }
-        let before = held.run.status;
-        if batch.number - 1 > held.taken {
-            let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
-            return Err(Error::conflict(text));
-        }
-        let was_terminal = held.run.status.is_terminal();
-        held.run.heartbeat_at = Some(batch.at);
-        held.run.updated_at = batch.at;
-        held.taken = batch.number;
-        batch.patch.apply(&mut held.run);
-        // A beginning stands in the journal before what followed from it, an end after what led to it.
-        if batch.event == Some(RunEvent::Started) {
-            happen(&mut held, RunEvent::Started, batch)?;
-        }
-        let mut steps = Steps::default();
-        if !batch.steps.is_empty() || !batch.logs.is_empty() {
-            steps = Steps::load(&mut link, id).await?;
-            steps.take_states(&mut held, batch)?;
-        }
-        for node in &batch.nodes {
-            held.tell(&EventBody::Node { node: node.clone() })?;
-        }
-        steps.take_logs(batch)?;
-        if let Some(event) = batch.event.filter(|event| *event != RunEvent::Started) {
-            happen(&mut held, event, batch)?;
-        }
-        held.ended_by_agent |= !was_terminal && held.run.status.is_terminal();
-        steps.save(&mut link, id, batch.at).await?;
-        save(&mut link, &mut held, batch.at).await?;
-        Ok(Ack {
-            number: held.taken,
-            status: held.run.status,
-            taken: Some(Box::new(Taken { before, run: held.run })),
-        })
     }
     .await;
     work.end("runs.report", done).await
+}
+
+/// What is to become of a report.
+pub(crate) enum Judged {
+    /// It was taken in before.
+    Before(Ack),
+    /// It is to be written.
+    New(Box<Taking>),
+}
+
+/// A report that is being taken in.
+pub(crate) struct Taking {
+    held: Held,
+    before: RunStatus,
+    steps: Steps,
+}
+
+impl Taking {
+    /// Whether nothing but a sign of life comes of it.
+    pub(crate) fn is_beat(&self, batch: &Batch) -> bool {
+        let Batch { steps, logs, patch, .. } = batch;
+        let same = self.held.run.status == self.before && self.held.events.is_empty();
+        same && steps.is_empty() && logs.is_empty() && *patch == RunPatch::default()
+    }
+
+    pub(crate) async fn write(mut self, link: &mut Link<'_>, at: Timestamp) -> Result<Ack> {
+        let steps = std::mem::take(&mut self.steps);
+        steps.save(link, self.held.run.id, at).await?;
+        save(link, &mut self.held, at).await?;
+        Ok(self.ack())
+    }
+
+    pub(crate) fn ack(self) -> Ack {
+        Ack {
+            number: self.held.taken,
+            status: self.held.run.status,
+            taken: Some(Box::new(Taken {
+                before: self.before,
+                run: self.held.run,
+            })),
+        }
+    }
+}
+
+/// Judges a report of a run whose lock this transaction has. Reads, and writes nothing.
+pub(crate) async fn judge(link: &mut Link<'_>, mut held: Held, fence: &Fence, batch: &Batch) -> Result<Judged> {
+    let id = fence.run();
+    let listens = held.run.status.is_live() || held.ended_by_agent;
+    if fence.holder()
+        != (Holder::Agent {
+            attempt: held.run.attempt,
+        })
+        || !listens
+    {
+        return Err(Error::fenced(format!(
+            "run {id} does not listen to this agent any more"
+        )));
+    }
+    if batch.number <= held.taken {
+        return Ok(Judged::Before(Ack {
+            number: held.taken,
+            status: held.run.status,
+            taken: None,
+        }));
+    }
+    let before = held.run.status;
+    if batch.number - 1 > held.taken {
+        let text = format!("expected report {}, got {}", held.taken + 1, batch.number);
+        return Err(Error::conflict(text));
+    }
+    let was_terminal = held.run.status.is_terminal();
+    held.run.heartbeat_at = Some(batch.at);
+    held.run.updated_at = batch.at;
+    held.taken = batch.number;
+    batch.patch.apply(&mut held.run);
+    // A beginning stands in the journal before what followed from it, an end after what led to it.
+    if batch.event == Some(RunEvent::Started) {
+        happen(&mut held, RunEvent::Started, batch)?;
+    }
+    let mut steps = Steps::default();
+    if !batch.steps.is_empty() || !batch.logs.is_empty() {
+        steps = Steps::load(link, id).await?;
+        steps.take_states(&mut held, batch)?;
+    }
+    for node in &batch.nodes {
+        held.tell(&EventBody::Node { node: node.clone() })?;
+    }
+    steps.take_logs(batch)?;
+    if let Some(event) = batch.event.filter(|event| *event != RunEvent::Started) {
+        happen(&mut held, event, batch)?;
+    }
+    held.ended_by_agent |= !was_terminal && held.run.status.is_terminal();
+    Ok(Judged::New(Box::new(Taking { held, before, steps })))
 }
 
 fn happen(held: &mut Held, event: RunEvent, batch: &Batch) -> Result<()> {

@@ -417,6 +417,6 @@ impl Runs for SqlStorage {
     }
 
     async fn report(&self, fence: &Fence, batch: &Batch) -> Result<Ack> {
-        reports::report(&self.database, fence, batch).await
+        self.gathering.report(&self.database, fence, batch).await
     }
 }

@@ -1,6 +1,7 @@
 use dbtcloud_core::{Error, ErrorKind, Result, Timestamp};
 
 use crate::engine::{Database, Engine, Options, Sql, args};
+use crate::gather::Gathering;
 
 const NOW: Sql = Sql::each(
     "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
@@ -11,6 +12,7 @@ const NOW: Sql = Sql::each(
 #[derive(Clone, Debug)]
 pub struct SqlStorage {
     pub(crate) database: Database,
+    pub(crate) gathering: Gathering,
 }
 
 impl SqlStorage {
@@ -25,6 +27,7 @@ impl SqlStorage {
     pub async fn connect(url: &str, options: Options) -> Result<Self> {
         Ok(Self {
             database: Database::connect(url, &options).await?,
+            gathering: Gathering::default(),
         })
     }
 
