@@ -2,6 +2,7 @@
 //! what a restricted cluster lets in. Nothing here needs a cluster; those that do are in `tests/tests/kubernetes`.
 
 mod chart;
+mod others;
 mod pods;
 mod refused;
 mod render;

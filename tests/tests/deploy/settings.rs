@@ -33,9 +33,6 @@ const OWN: [&str; 19] = [
     "trusted_proxies",
 ];
 
-/// Variables of the executor, which the binary is about to learn.
-const NOT_YET: [&str; 2] = ["DBTCLOUD_EXECUTOR", "DBTCLOUD_KUBERNETES_"];
-
 fn known() -> BTreeSet<String> {
     let output = Command::new(binary()).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
@@ -77,8 +74,13 @@ fn variables(container: &Value, pod: &Value, objects: &[Value]) -> Vec<(String, 
     }
     all.into_iter()
         .filter(|(name, _)| name.starts_with("DBTCLOUD_"))
-        .filter(|(name, _)| !NOT_YET.iter().any(|prefix| name.starts_with(prefix)))
         .collect()
+}
+
+/// The text of a file that one of the config maps brings.
+fn mounted<'a>(objects: &'a [Value], file: &str) -> &'a str {
+    let mut maps = objects.iter().filter(|object| object["kind"] == "ConfigMap");
+    maps.find_map(|map| map["data"][file].as_str()).unwrap()
 }
 
 #[test]
@@ -97,6 +99,16 @@ fn the_binary_knows_every_variable_and_takes_every_value() {
                 }
                 let names: BTreeSet<&String> = variables.iter().map(|(name, _)| name).collect();
                 assert_eq!(names.len(), variables.len(), "{values} {title}: one is said twice");
+                // The one file that is read to tell whether settings are right.
+                let place = tempfile::tempdir().unwrap();
+                let overlay = place.path().join("pod.yaml");
+                let mut variables = variables;
+                for (name, value) in &mut variables {
+                    if name == "DBTCLOUD_KUBERNETES_POD_OVERLAY_FILE" {
+                        std::fs::write(&overlay, mounted(&objects, "pod.yaml")).unwrap();
+                        *value = overlay.display().to_string();
+                    }
+                }
                 let mut check = Command::new(binary());
                 check.args(["config", "check"]).env_clear().envs(variables);
                 let output = check.output().unwrap();

@@ -36,6 +36,9 @@
 {{- end }}
 - {name: DBTCLOUD_EXECUTOR, value: kubernetes}
 - {name: DBTCLOUD_KUBERNETES_NAMESPACE, value: {{ include "dbtcloud.runner.namespace" . | quote }}}
+{{- with .Values.runner.installation }}
+- {name: DBTCLOUD_KUBERNETES_INSTALLATION, value: {{ . | quote }}}
+{{- end }}
 - name: DBTCLOUD_KUBERNETES_IMAGE
   value: {{ include "dbtcloud.image" (dict "root" . "image" .Values.runner.image) | quote }}
 {{- if or .Values.runner.serviceAccount.name (not .Values.runner.namespacePerAccount) }}
