@@ -256,3 +256,45 @@ async fn a_lifetime_is_kept_by_the_cluster() {
     assert!(exit.message.contains("longer than it may (2 s)"), "{exit:?}");
     executor.remove(run(1)).await.unwrap();
 }
+
+/// Accounts that have namespaces of their own: made with the first run, of the restricted level.
+#[tokio::test]
+async fn accounts_have_namespaces_of_their_own() {
+    let stage = Stage::new("accounts").await;
+    let name = stage.namespace.name();
+    let unique = &name[name.len() - 5..];
+    let options = stage.options().with_installation(unique).with_namespace_per_account();
+    let executor = KubernetesExecutor::open(options).await.unwrap();
+    let mut ids = Vec::new();
+    for account in [1, 2] {
+        let mut spec = script(run(account), &format!("exit {account}"));
+        spec.account = dbtcloud_core::id::AccountId::new(account);
+        executor.start(&spec).await.unwrap();
+        ids.push(spec.id);
+    }
+    for (id, code) in ids.iter().zip(1..) {
+        assert_eq!(ended(&executor, *id).await.code, Some(code));
+    }
+    let level = "jsonpath={.metadata.labels.pod-security\\.kubernetes\\.io/enforce}";
+    for account in [1, 2] {
+        let own = format!("{name}-{account}");
+        assert_eq!(
+            stage.namespace.kubectl(&["get", "namespace", &own, "--output", level]),
+            "restricted"
+        );
+        let there = stage
+            .namespace
+            .kubectl(&["get", "jobs", "--namespace", &own, "--output", "name"]);
+        assert_eq!(there.trim(), format!("job.batch/{unique}-run-{account}-1"));
+    }
+    assert_eq!(executor.list().await.unwrap().len(), 2);
+    for id in ids {
+        executor.remove(id).await.unwrap();
+        assert_eq!(executor.observe(id).await.unwrap(), Observation::Absent);
+    }
+    assert_eq!(executor.list().await.unwrap(), []);
+    for account in [1, 2] {
+        let own = format!("{name}-{account}");
+        stage.namespace.kubectl(&["delete", "namespace", "--wait=false", &own]);
+    }
+}
