@@ -6,10 +6,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use dbtcloud_contract::wait::until;
-use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, ServiceAccount};
-use kube::api::{Api, PostParams};
+use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Pod, ServiceAccount};
+use kube::api::{Api, ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::{Client, Config, ResourceExt as _};
 use serde_json::json;
 
 use crate::project::workspace;
@@ -132,6 +132,30 @@ impl Namespace {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// Waits until a container of a pod that is not in `but` has been started. The pod's name.
+    ///
+    /// # Panics
+    /// When none is.
+    pub async fn started(&self, but: &[String]) -> String {
+        let pods: Api<Pod> = self.api();
+        until(LIMIT, || async {
+            let listed = pods.list(&ListParams::default()).await.unwrap().items;
+            let mut fresh = listed.into_iter().filter(|pod| !but.contains(&pod.name_any()));
+            let Some(pod) = fresh.next() else { return Err(None) };
+            let status = pod.status.clone().unwrap_or_default();
+            let states = status
+                .container_statuses
+                .iter()
+                .flatten()
+                .filter_map(|status| status.state.as_ref());
+            let started = states
+                .clone()
+                .any(|state| state.running.is_some() || state.terminated.is_some());
+            if started { Ok(pod.name_any()) } else { Err(Some(status)) }
+        })
+        .await
     }
 
     /// Runs `kubectl` in it, however it ends.

@@ -57,18 +57,30 @@ pub fn said(execution: &str, command: &str) -> String {
 pub fn install(data: &Path) {
     let store = data.join("cache/dbt-envs");
     let _ = std::fs::remove_file(&store);
-    std::fs::create_dir_all(&store).unwrap();
-    let root = EnvironmentStore::new(&store, "uv")
+    for (name, text) in environment() {
+        let path = store.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+}
+
+/// The environment's files, by their paths in a store. Its interpreter is to be executable.
+///
+/// # Panics
+/// Never.
+pub fn environment() -> [(String, String); 2] {
+    let root = EnvironmentStore::new("", "uv")
         .path(&EnvironmentSpec::new("latest", "duckdb"))
         .unwrap();
-    std::fs::create_dir_all(root.join("bin")).unwrap();
-    let python = root.join("bin/python");
-    std::fs::write(&python, INTERPRETER).unwrap();
-    std::fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
     let info = json!({
         "dbt_version": "1.11.99", "adapter_version": "1.11.98", "adapter": "duckdb", "python_version": "3",
     });
-    std::fs::write(root.join(".complete"), info.to_string()).unwrap();
+    let path = |name: &str| root.join(name).display().to_string();
+    [
+        (path("bin/python"), INTERPRETER.to_owned()),
+        (path(".complete"), info.to_string()),
+    ]
 }
 
 /// A project for it.

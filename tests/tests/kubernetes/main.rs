@@ -4,6 +4,7 @@ mod chart;
 mod executor;
 mod failures;
 mod faults;
+mod many;
 mod rights;
 mod smoke;
 mod spoiled;
