@@ -97,9 +97,10 @@ impl Report {
     /// For people: a line for each check.
     pub fn table(&self) -> String {
         let mut text = String::new();
+        let width = self.findings.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, verdict) in &self.findings {
             // Writing into a text never fails.
-            let _ = writeln!(text, "{:<9} {name:<12} {}", verdict.word(), verdict.text());
+            let _ = writeln!(text, "{:<9} {name:<width$}  {}", verdict.word(), verdict.text());
         }
         let wrong = self.findings.iter().filter(|(_, v)| matches!(v, Verdict::Wrong(_)));
         let _ = match wrong.count() {
@@ -139,14 +140,14 @@ mod tests {
         assert!(
             report
                 .table()
-                .ends_with("not seen  schema       no database\nnothing is wrong\n")
+                .ends_with("not seen  schema    no database\nnothing is wrong\n")
         );
         report.add("database", Verdict::Wrong("gone; bring it back".to_owned()));
         assert!(!report.is_well());
         assert!(
             report
                 .table()
-                .ends_with("wrong     database     gone; bring it back\n1 thing is wrong\n")
+                .ends_with("wrong     database  gone; bring it back\n1 thing is wrong\n")
         );
         assert_eq!(report.json()["checks"][3]["verdict"], "wrong");
     }

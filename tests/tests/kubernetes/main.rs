@@ -1,6 +1,7 @@
 //! What runs on a Kubernetes cluster. `tests/run kubernetes` brings one up; with `KUBECONFIG` set it takes that one.
 
 mod chart;
+mod doctor;
 mod executor;
 mod failures;
 mod faults;

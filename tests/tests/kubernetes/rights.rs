@@ -15,14 +15,14 @@ use serde_json::{Value, json};
 use crate::stage::{Stage, run, script};
 
 /// Somebody who may do what a Role says in the stage's namespace.
-struct Somebody {
+pub(crate) struct Somebody {
     role: Value,
-    kubeconfig: PathBuf,
+    pub(crate) kubeconfig: PathBuf,
     _root: tempfile::TempDir,
 }
 
 impl Somebody {
-    fn new(stage: &Stage) -> Self {
+    pub(crate) fn new(stage: &Stage) -> Self {
         let namespace = &stage.namespace;
         let shipped = std::fs::read_to_string(workspace().join("examples/deploy/kustomize/base/role.yaml")).unwrap();
         let role: Value = serde_saphyr::from_str(&shipped).unwrap();

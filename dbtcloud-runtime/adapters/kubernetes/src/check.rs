@@ -1,13 +1,20 @@
 //! Which rights are needed, and whether the cluster grants them: for `/readyz`, for the doctor and for tests.
 
-use dbtcloud_core::environment::object_name;
-use dbtcloud_core::{ErrorKind, Result};
+use std::collections::BTreeMap;
+
+use dbtcloud_core::Result;
+use dbtcloud_core::environment::{Placement, object_name};
+use dbtcloud_core::id::{AccountId, SessionId};
+use dbtcloud_core::ports::{ExecutionId, ExecutionSpec, Workload, WorkloadLimits};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::PostParams;
 
 use crate::cluster::Cluster;
+use crate::failure::{Failure, advice};
+use crate::pod;
 
 /// One verb on one resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +111,7 @@ const READ_WRITE_MANY: [&str; 14] = [
 /// What one question came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What was asked about: `create jobs`, `StorageClass efs`, `image`.
+    /// What was asked about: `create jobs`, `pod`, `StorageClass efs`, `image runner:1`.
     pub about: String,
     /// What is wrong, and what to do about it; nothing when absent.
     pub fault: Option<String>,
@@ -119,7 +126,7 @@ pub struct Check {
     pub namespace: String,
     /// The API server's version.
     pub version: String,
-    /// Every answer, rights first.
+    /// Every answer, those about [`RIGHTS`] first and in their order.
     pub answers: Vec<Answer>,
 }
 
@@ -142,7 +149,7 @@ pub(crate) async fn answers(cluster: &Cluster) -> Result<String> {
     Ok(version.git_version)
 }
 
-/// Asks about every right, the StorageClass and the image's name. Changes nothing.
+/// Asks about every right, a pod as runs have it, the StorageClass and the image's name. Changes nothing.
 pub(crate) async fn check(cluster: &Cluster) -> Result<Check> {
     let version = answers(cluster).await?;
     let mut all = Vec::new();
@@ -163,6 +170,7 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<Check> {
             vital: true,
         });
     }
+    all.push(pod_let_in(cluster).await?);
     all.push(storage_class(cluster).await?);
     let image = &cluster.options().image;
     let floats = !image.contains('@') && image.rsplit('/').next().is_none_or(|name| !name.contains(':'));
@@ -176,6 +184,48 @@ pub(crate) async fn check(cluster: &Cluster) -> Result<Check> {
         version,
         answers: all,
     })
+}
+
+/// Whether the namespace is there and lets a pod of ours in: by Pod Security, quota, webhooks, and what the overlay
+/// says. The API server is asked to make one, and to make it not.
+async fn pod_let_in(cluster: &Cluster) -> Result<Answer> {
+    let spec = ExecutionSpec {
+        id: ExecutionId::Session {
+            session: SessionId::new(0),
+            generation: 0,
+        },
+        account: AccountId::new(0),
+        workload: Workload::Service,
+        command: vec!["dbtcloud".to_owned()],
+        environment: BTreeMap::new(),
+        ticket: None,
+        placement: Placement::default(),
+        mounts: Vec::new(),
+        limits: WorkloadLimits::default(),
+    };
+    let answer = |fault| Answer {
+        about: "pod".to_owned(),
+        fault,
+        vital: true,
+    };
+    let pod = match pod::service_pod(cluster.options(), &spec) {
+        Ok(pod) => pod,
+        Err(error) => return Ok(answer(Some(error.chain()))),
+    };
+    let (namespace, api) = (cluster.namespace(), cluster.within::<Pod>(cluster.namespace()));
+    let trial = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let fault = match cluster.ask(&CREATE_PODS, namespace, api.create(&trial, &pod)).await {
+        // The right is asked for by itself.
+        Ok(_) | Err(Failure::Exists | Failure::Changed | Failure::Denied(_)) => None,
+        Err(Failure::NotFound(_)) if cluster.options().namespace_per_account => None,
+        Err(Failure::NotFound(_)) => Some(format!("there is no namespace {namespace}: make it, or name another")),
+        Err(Failure::Refused(told)) => Some(advice(&told)),
+        Err(away) => return Err(away.into()),
+    };
+    Ok(answer(fault))
 }
 
 async fn is_granted(cluster: &Cluster, right: &Right) -> Result<bool> {
@@ -215,8 +265,7 @@ async fn storage_class(cluster: &Cluster) -> Result<Answer> {
     };
     object_name("kubernetes_storage_class", name)?;
     let api: Api<StorageClass> = Api::all(cluster.client().clone());
-    let found = cluster.call(&GET_CLASS, "(cluster)", api.get_opt(name)).await;
-    let fault = match found.map_err(dbtcloud_core::Error::from) {
+    let fault = match cluster.ask(&GET_CLASS, "(cluster)", api.get_opt(name)).await {
         Ok(Some(class)) => {
             let shared = READ_WRITE_MANY.iter().any(|part| class.provisioner.contains(part));
             (!shared).then(|| {
@@ -227,10 +276,10 @@ async fn storage_class(cluster: &Cluster) -> Result<Answer> {
             })
         }
         Ok(None) => Some("it is not there: make it, or name another".to_owned()),
-        Err(error) if error.kind() == ErrorKind::Denied => {
+        Err(Failure::Denied(_)) => {
             Some("whether it is there cannot be told without the verb get on storageclasses".to_owned())
         }
-        Err(error) => return Err(error),
+        Err(failure) => return Err(failure.into()),
     };
     Ok(Answer {
         about: format!("StorageClass {name}"),

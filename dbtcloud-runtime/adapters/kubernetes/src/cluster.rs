@@ -118,17 +118,10 @@ impl Cluster {
         namespace: &str,
         asked: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, Failure> {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        let answer = match tokio::time::timeout(CALL_LIMIT, asked).await {
-            Ok(answer) => answer,
-            Err(late) => {
-                let told = format!("the cluster's API server did not answer within {CALL_LIMIT:?} ({right})");
-                return Err(Failure::Away(told, Some(late.into())));
-            }
-        };
+        let answer = self.ask(right, namespace, asked).await;
         let key = format!("{right} {namespace}");
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        match answer.map_err(|error| Failure::of(right, namespace, error)) {
+        match answer {
             Err(Failure::Denied(told)) => {
                 let since = denied.entry(key).or_insert_with(Instant::now);
                 if since.elapsed() < DENIAL_PATIENCE {
@@ -139,6 +132,23 @@ impl Cluster {
             answer => {
                 denied.remove(&key);
                 answer
+            }
+        }
+    }
+
+    /// The same without that patience.
+    pub(crate) async fn ask<T>(
+        &self,
+        right: &Right,
+        namespace: &str,
+        asked: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Failure> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        match tokio::time::timeout(CALL_LIMIT, asked).await {
+            Ok(answer) => answer.map_err(|error| Failure::of(right, namespace, error)),
+            Err(late) => {
+                let told = format!("the cluster's API server did not answer within {CALL_LIMIT:?} ({right})");
+                Err(Failure::Away(told, Some(late.into())))
             }
         }
     }
