@@ -19,13 +19,11 @@ async fn matrix(base: Base) {
     let told = std::env::var("DBTCLOUD_MATRIX").ok();
     let mut stage = Stage::new(base).await;
     let all = points::all();
-    let seen = stage.rehearse().await;
+    let without = points::without_a_door(&all);
+    let wanted: Vec<_> = all.iter().filter(|point| !without.contains(point)).cloned().collect();
+    let seen = stage.rehearse(&wanted).await;
     let missed: Vec<_> = all.iter().filter(|point| !seen.contains(*point)).collect();
-    assert_eq!(
-        missed,
-        points::without_a_door(&all),
-        "places that the workload does not reach"
-    );
+    assert_eq!(missed, without, "places that the workload does not reach");
     let reached: Vec<_> = all.iter().filter(|point| seen.contains(*point)).collect();
     let every = if told.is_some() {
         1

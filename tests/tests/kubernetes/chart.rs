@@ -12,11 +12,14 @@ use dbtcloud_contract::wait::until;
 use dbtcloud_tests::api::Api;
 use dbtcloud_tests::cluster::{self, Namespace, kubectl};
 use dbtcloud_tests::postgres::{self, GUARDED_ROLE, PASSWORD};
-use dbtcloud_tests::project::workspace;
+use dbtcloud_tests::project::{self, workspace};
 use dbtcloud_tests::s3;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::origin::Origin;
+use crate::world;
 
 /// Labels of a namespace that refuses any pod that is not restricted, and warns of what would make one.
 const RESTRICTED: [(&str, &str); 2] = [
@@ -366,6 +369,28 @@ async fn an_installation_works_is_upgraded_and_goes() {
     let url = installed.url();
     let api = Api::new(&url, token, account);
     api.post("v3/accounts/{a}/projects/", &json!({"name": "first"})).await;
+
+    // What a scheduler needs is there, asked from where one stands.
+    let tested = installed
+        .helm(&["test", "dbtcloud", "--logs", "--timeout", "120s"])
+        .await;
+    let told = said(tested, "test");
+    assert!(told.contains("nothing is wrong"), "{told}");
+
+    // A project runs to success, in a pod of the runner.
+    let origin = Origin::new().await;
+    let (folder, repository) = origin.of("harbour");
+    project::repository_of(&project::harbour(), &folder);
+    let job = world::job(&api, &repository, &["dbt build"]).await;
+    let run = api.ended(api.trigger(job).await, PATIENCE).await;
+    assert_eq!(run["status"], json!(10), "{run:#}");
+    let artifacts = api
+        .get(&format!("v2/accounts/{{a}}/runs/{}/artifacts/", run["id"]))
+        .await;
+    assert!(
+        artifacts.as_array().unwrap().iter().any(|path| path == "manifest.json"),
+        "{artifacts}"
+    );
 
     // Every component is there more than once, and each is what it is to be.
     for component in ["gateway", "app", "scheduler", "cleanup"] {

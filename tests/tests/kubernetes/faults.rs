@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use dbtcloud_contract::wait::until;
+use dbtcloud_core::ports::{Executor, Observation};
 use dbtcloud_tests::cluster::{Component, LIMIT};
 use dbtcloud_tests::project;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use serde_json::json;
 
+use crate::stage::{Stage, ended, run, running, script};
 use crate::world::World;
 
 const RUN: Duration = Duration::from_secs(180);
@@ -119,6 +121,37 @@ async fn the_kubelet_dies_and_comes_back_and_the_run_is_whole() {
     world.empty().await;
     one_pod(&world);
     world.installation.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_lost_does_not_keep_what_it_ran() {
+    let stage = Stage::new("lost").await;
+    let executor = stage.executor().await;
+    executor.start(&script(run(1), "sleep 600")).await.unwrap();
+    running(&executor, run(1)).await;
+    let kubelet = Component::new("kubelet");
+    kubelet.kill();
+    // As the driver does with a run whose agent is silent.
+    executor.cancel(run(1), Duration::from_secs(1)).await.unwrap();
+    let exit = ended(&executor, run(1)).await;
+    assert!(
+        exit.message.contains("node node does not confirm it: the node is lost"),
+        "{exit:?}"
+    );
+    executor.remove(run(1)).await.unwrap();
+    assert_eq!(executor.observe(run(1)).await.unwrap(), Observation::Absent);
+    assert_eq!(
+        stage.executor().await.observe(run(1)).await.unwrap(),
+        Observation::Absent
+    );
+    assert!(executor.list().await.unwrap().is_empty());
+    // When it is back, it ends what it still runs.
+    kubelet.start();
+    until(LIMIT, || async {
+        let left = stage.pods(run(1)).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
 }
 
 #[tokio::test]

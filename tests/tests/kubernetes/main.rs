@@ -6,6 +6,7 @@ mod executor;
 mod failures;
 mod faults;
 mod many;
+mod origin;
 mod rights;
 mod smoke;
 mod spoiled;

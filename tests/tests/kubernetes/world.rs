@@ -1,24 +1,29 @@
 //! An installation of the real binary whose runs are Jobs, and a git server for them.
 
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use dbtcloud_contract::wait::until;
+use dbtcloud_tests::api::Api as Client;
 use dbtcloud_tests::cluster::{self, LIMIT, Namespace};
 use dbtcloud_tests::installation::Installation;
-use dbtcloud_tests::project::git;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use serde_json::json;
 
+use crate::origin::Origin;
+
+/// A job on DuckDB, whose file goes with the pod.
+pub(crate) async fn job(api: &Client, repository: &str, commands: &[&str]) -> i64 {
+    let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": "/tmp/w.duckdb"}});
+    let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
+    api.job_on(repository, commands, &connection, &credentials, &json!({}))
+        .await
+}
+
 /// Nothing of it is started but the git server.
 pub(crate) struct World {
     pub(crate) installation: Installation,
     pub(crate) namespace: Namespace,
-    git: Child,
-    port: u16,
+    origin: Origin,
 }
 
 impl World {
@@ -33,29 +38,21 @@ impl World {
             ("DBTCLOUD_KUBERNETES_NAMESPACE", namespace.name().to_owned()),
             ("DBTCLOUD_KUBERNETES_IMAGE", cluster::runner()),
         ]);
-        std::fs::create_dir_all(installation.path().join("git")).unwrap();
-        let (git, port) = serve(&installation.path().join("git")).await;
         Self {
             installation,
             namespace,
-            git,
-            port,
+            origin: Origin::new().await,
         }
     }
 
     /// Where a project goes that pods clone, and its address.
     pub(crate) fn origin(&self, name: &str) -> (std::path::PathBuf, String) {
-        let folder = self.installation.path().join("git").join(name);
-        (folder, format!("git://{}:{}/{name}", cluster::host(), self.port))
+        self.origin.of(name)
     }
 
-    /// A job on DuckDB, whose file goes with the pod.
+    /// See [`job`].
     pub(crate) async fn job(&self, repository: &str, commands: &[&str]) -> i64 {
-        let connection = json!({"name": "DuckDB", "adapter_version": "duckdb_v0", "config": {"path": "/tmp/w.duckdb"}});
-        let credentials = json!({"adapter_version": "duckdb_v0", "schema": "main", "threads": 2});
-        self.installation
-            .job_on(repository, commands, &connection, &credentials, &json!({}))
-            .await
+        job(self.installation.api(), repository, commands).await
     }
 
     pub(crate) async fn jobs(&self) -> Vec<Job> {
@@ -82,8 +79,6 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        let _ = self.git.kill();
-        let _ = self.git.wait();
         // What a test that failed left is let go, so that the namespace can be removed.
         let pods = self.namespace.try_kubectl(&["get", "pods", "--output", "name"]).stdout;
         for pod in String::from_utf8_lossy(&pods).lines() {
@@ -92,26 +87,4 @@ impl Drop for World {
                 .try_kubectl(&["patch", pod, "--type", "merge", "--patch", freed]);
         }
     }
-}
-
-/// Serves the repositories below a folder to pods.
-async fn serve(folder: &Path) -> (Child, u16) {
-    let (host, port) = (cluster::host(), free_port());
-    let daemon = Path::new(&git(folder, &["--exec-path"])).join("git-daemon");
-    let mut command = Command::new(daemon);
-    command
-        .args(["--export-all", "--reuseaddr"])
-        .arg(format!("--base-path={}", folder.display()))
-        .args([format!("--listen={host}"), format!("--port={port}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    until(LIMIT, || async { TcpStream::connect((host.as_str(), port)) }).await;
-    (child, port)
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind((cluster::host(), 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -26,7 +26,7 @@ use crate::check::{
     LIST_PODS, LIST_SERVICES, PATCH_JOBS, PATCH_PODS, Right, WATCH_JOBS, WATCH_PODS,
 };
 use crate::cluster::Cluster;
-use crate::explain::{self, Seen, explain, has_ended, instant, is_over};
+use crate::explain::{self, Seen, explain, grace_of, has_ended, instant, is_leaving, is_over, unconfirmed};
 use crate::failure::{Failure, Heals, will_heal};
 use crate::options::Options;
 use crate::pod::{self, CANCELLED, EXECUTION, FINALIZER, SERVICE_PORT, VERDICT};
@@ -35,6 +35,8 @@ use crate::pod::{self, CANCELLED, EXECUTION, FINALIZER, SERVICE_PORT, VERDICT};
 /// they are read again.
 const EVENTS_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(6)];
 const EVENTS_EVERY: Duration = Duration::from_secs(5);
+/// How long after its grace the end of a pod may remain unconfirmed, until its node is called lost.
+const LOST_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a removal waits for the end of what still runs.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a wait for a change goes on before it looks again by itself.
@@ -245,6 +247,13 @@ impl Inner {
         match found.explain(None) {
             Seen::Exited(exit) => Ok(Observation::Exited(exit)),
             Seen::Running { ready } => {
+                if let Some(pod) = found.pod.as_deref().filter(|pod| is_leaving(pod)) {
+                    let heals = Heals::Within(grace_of(pod).saturating_add(LOST_PATIENCE));
+                    return match self.wait(id, &found, unconfirmed(pod), heals).await? {
+                        Observation::Pending { .. } => Ok(Observation::Running { address: None }),
+                        lost => Ok(lost),
+                    };
+                }
                 self.waits().remove(&id);
                 let address = match &found.pod {
                     Some(pod) if ready && found.job.is_none() => self.address(id, pod).await?,
@@ -330,8 +339,9 @@ impl Inner {
         if !hopeless {
             return Ok(Observation::Pending { reason });
         }
-        // Times are the cluster's: when it was made, and how long we have waited since we first saw it wait.
+        // Times are the cluster's: when it was made or told to end, and how long we have waited since we first saw it.
         let made = match found {
+            Found { pod: Some(pod), .. } if is_leaving(pod) => instant(pod.metadata.deletion_timestamp.as_ref()),
             Found { job: Some(job), .. } => instant(job.metadata.creation_timestamp.as_ref()),
             Found { pod: Some(pod), .. } => instant(pod.metadata.creation_timestamp.as_ref()),
             _ => Timestamp::EPOCH,
@@ -344,7 +354,7 @@ impl Inner {
         }
     }
 
-    /// Writes down that it has ended before it began, and sees to it.
+    /// Writes down that it is over, because it will never begin or is never told to have ended, and sees to it.
     async fn settle(&self, found: &Found, verdict: &str) -> Result<(), Failure> {
         let annotated = json!({"metadata": {"annotations": {VERDICT: verdict}}});
         if let Some(job) = &found.job {
@@ -429,7 +439,8 @@ impl Inner {
         loop {
             let changed = self.changed.notified();
             let Some(pod) = &found.pod else { break };
-            if has_ended(pod) {
+            // Also one that is not told to have ended, on a node that is lost.
+            if matches!(found.explain(None), Seen::Exited(_)) {
                 let is_task = pod.labels().contains_key("batch.kubernetes.io/job-name");
                 self.release(id, pod, is_task).await?;
                 break;
@@ -438,14 +449,7 @@ impl Inner {
                 self.delete_pod(pod, 1).await?;
                 told = true;
             } else if begin.elapsed() > REMOVE_PATIENCE {
-                let node = pod
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| spec.node_name.as_deref())
-                    .unwrap_or("(none)");
-                return Err(Error::unavailable(format!(
-                    "{id} was told to end, and its node {node} does not confirm it; if the node is lost for good, delete it from the cluster"
-                )));
+                return Err(Error::unavailable(format!("{id}: {}", unconfirmed(pod))));
             }
             // Whoever waits for a watch that does not work looks by himself.
             let _ = tokio::time::timeout(LOOK_AGAIN, changed).await;
@@ -465,7 +469,7 @@ impl Inner {
 
 /// A pod whose Job is gone and that nobody keeps is as good as gone.
 fn settled(mut found: Found) -> Found {
-    let kept = |pod: &Pod| pod.finalizers().iter().any(|one| one == FINALIZER) || !has_ended(pod);
+    let kept = |pod: &Pod| pod.finalizers().iter().any(|one| one == FINALIZER) || !has_ended(pod) && !is_leaving(pod);
     if found.job.is_none() {
         found.pod = found.pod.filter(|pod| kept(pod));
     }

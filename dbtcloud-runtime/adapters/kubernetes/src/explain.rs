@@ -148,7 +148,27 @@ fn deadline(job: &Job) -> String {
 pub(crate) fn has_ended(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let phase = status.and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some() && node_of(pod).is_none()
+    matches!(phase, Some("Succeeded" | "Failed")) || is_leaving(pod) && node_of(pod).is_none()
+}
+
+/// Whether a pod was told to end.
+pub(crate) fn is_leaving(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// How long it may take to.
+pub(crate) fn grace_of(pod: &Pod) -> Duration {
+    let seconds = pod.metadata.deletion_grace_period_seconds;
+    Duration::from_secs(seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0))
+}
+
+/// What there is to say of one that is not told to have ended.
+pub(crate) fn unconfirmed(pod: &Pod) -> String {
+    let node = node_of(pod).unwrap_or("(none)");
+    format!(
+        "its pod was told to end, and node {node} does not confirm it: the node is lost or cannot end what it runs; if it \
+         is lost for good, delete it from the cluster"
+    )
 }
 
 fn node_of(pod: &Pod) -> Option<&str> {
@@ -162,8 +182,7 @@ fn of_pod(pod: &Pod, job: Option<&Job>, note: Option<&str>) -> Seen {
     let status = pod.status.as_ref();
     match status.and_then(|status| status.phase.as_deref()) {
         Some("Running" | "Unknown") => Seen::Running {
-            ready: pod_condition(pod, "Ready").is_some_and(|ready| ready.status == "True")
-                && pod.metadata.deletion_timestamp.is_none(),
+            ready: pod_condition(pod, "Ready").is_some_and(|ready| ready.status == "True") && !is_leaving(pod),
         },
         _ => pending(pod, note),
     }
@@ -337,14 +356,8 @@ fn was_deleted(pod: &Pod, terminated: Option<&ContainerStateTerminated>) -> bool
     let Some(by) = &pod.metadata.deletion_timestamp else {
         return false;
     };
-    let grace = Duration::from_secs(
-        pod.metadata
-            .deletion_grace_period_seconds
-            .and_then(|seconds| u64::try_from(seconds).ok())
-            .unwrap_or(0),
-    );
     match terminated.and_then(|terminated| terminated.finished_at.as_ref()) {
-        Some(finished) => instant(Some(finished)).plus(grace) >= instant(Some(by)),
+        Some(finished) => instant(Some(finished)).plus(grace_of(pod)) >= instant(Some(by)),
         None => true,
     }
 }
