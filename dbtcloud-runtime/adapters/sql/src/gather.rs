@@ -78,6 +78,11 @@ impl Gathering {
                 turn = self.0.turns.clone().acquire_owned() => {
                     let turn = turn.map_err(|_| cut_off())?;
                     let (group, database) = (self.next(), database.clone());
+                    if group.is_empty() {
+                        // Nobody waits any more: ours is under way. Another turn would only spin.
+                        drop(turn);
+                        return answered.await.map_err(|_| cut_off())?;
+                    }
                     // In a task of its own: others wait for it too.
                     tokio::spawn(async move {
                         take_in(&database, group).await;
