@@ -38,12 +38,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long the last spans may take to be sent when the server stops.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// A library that logs what it also answers with: whoever asked tells it, once. A filter that names it has its way.
+const TOLD_ELSEWHERE: &str = "kube_client";
+
 /// Sends log lines to stderr.
 ///
 /// # Errors
 /// When the filter cannot be read, or there is a subscriber already.
 pub fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = filter.parse().context("log")?;
+    let mut filter: tracing_subscriber::EnvFilter = filter.parse().context("log")?;
+    if !filter.to_string().contains(TOLD_ELSEWHERE) {
+        filter = filter.add_directive(format!("{TOLD_ELSEWHERE}=off").parse().context("log")?);
+    }
     // A log that nobody reads any more must not end what is being logged.
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -49,7 +49,7 @@ async fn the_api_server_dies_and_comes_back_and_the_run_does_not_notice() {
     world
         .installation
         .expected
-        .extend(["cluster", "kubernetes", "executor", "kube_client"]);
+        .extend(["cluster", "kubernetes", "executor"]);
     world.installation.start().await;
     let run = on_its_way(&world).await;
     let server = Component::new("apiserver");
@@ -71,7 +71,7 @@ async fn a_run_is_triggered_while_the_api_server_is_away_and_starts_when_it_is_b
     world
         .installation
         .expected
-        .extend(["cluster", "kubernetes", "executor", "kube_client"]);
+        .extend(["cluster", "kubernetes", "executor"]);
     world.installation.start().await;
     let (folder, url) = world.origin("slow");
     project::slow(&folder, 1, 1_000);

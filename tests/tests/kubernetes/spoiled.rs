@@ -60,7 +60,7 @@ async fn an_api_that_takes_its_time_delays_a_run_and_no_more() {
     world
         .installation
         .expected
-        .extend(["cluster", "kubernetes", "executor", "kube_client"]);
+        .extend(["cluster", "kubernetes", "executor"]);
     between.slow(Duration::from_secs(1));
     let run = world.installation.api().trigger(job).await;
     succeeds(&world, run).await;
@@ -73,7 +73,7 @@ async fn an_api_that_is_busy_is_asked_again() {
     world
         .installation
         .expected
-        .extend(["cluster", "kubernetes", "executor", "kube_client", "too many"]);
+        .extend(["cluster", "kubernetes", "executor", "too many"]);
     between.busy(true);
     let api = world.installation.api().clone();
     let run = api.trigger(job).await;
@@ -97,7 +97,7 @@ async fn watches_that_expire_are_begun_again() {
     world
         .installation
         .expected
-        .extend(["cluster", "kubernetes", "executor", "kube_client"]);
+        .extend(["cluster", "kubernetes", "executor"]);
     let api = world.installation.api().clone();
     let run = api.trigger(job).await;
     for steps in 1..4 {
