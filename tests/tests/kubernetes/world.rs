@@ -1,8 +1,10 @@
 //! An installation of the real binary whose runs are Jobs, and a git server for them.
 
+use std::time::Duration;
+
 use dbtcloud_contract::wait::until;
 use dbtcloud_tests::api::Api as Client;
-use dbtcloud_tests::cluster::{self, LIMIT, Namespace};
+use dbtcloud_tests::cluster::{self, Namespace};
 use dbtcloud_tests::installation::Installation;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
@@ -18,6 +20,9 @@ pub(crate) async fn job(api: &Client, repository: &str, commands: &[&str]) -> i6
     api.job_on(repository, commands, &connection, &credentials, &json!({}))
         .await
 }
+
+/// What ended while no driver had it is left to cleanup, which looks every half minute at what began two ago.
+const GONE: Duration = Duration::from_secs(180);
 
 /// Nothing of it is started but the git server.
 pub(crate) struct World {
@@ -67,7 +72,7 @@ impl World {
 
     /// Waits until nothing of any run is left on the cluster.
     pub(crate) async fn empty(&self) {
-        until(LIMIT, || async {
+        until(GONE, || async {
             match (self.jobs().await, self.pods().await) {
                 (jobs, pods) if jobs.is_empty() && pods.is_empty() => Ok(()),
                 left => Err(left),
