@@ -153,7 +153,7 @@ pub struct Given {
     /// YAML or JSON file with part of a pod template, merged over every run's pod
     #[arg(long, env = "DBTCLOUD_KUBERNETES_POD_OVERLAY_FILE", value_name = "FILE")]
     pub kubernetes_pod_overlay_file: Option<String>,
-    /// Gives every account a namespace of its own, <namespace>-<account>
+    /// Gives every account a namespace of its own, NAMESPACE-ACCOUNT
     #[arg(long, env = "DBTCLOUD_KUBERNETES_NAMESPACE_PER_ACCOUNT")]
     pub kubernetes_namespace_per_account: bool,
     /// Brings the database's schema up to date at the start; embedded databases always are
